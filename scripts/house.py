@@ -1,0 +1,60 @@
+"""The size of the house: code lines, longest files, public names, options of the command line, repeated blocks."""
+
+import ast
+import io
+import tokenize
+from collections import defaultdict
+from pathlib import Path
+
+import openvocab
+
+ROOT = Path(__file__).parents[1] / "src" / "openvocab"
+BLOCK = 12
+
+
+def code_lines(path: Path) -> list[str]:
+    """Lines that hold code: no blanks, no comments, no docstrings."""
+    source = path.read_text()
+    kept = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            kept.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            kept -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = source.splitlines()
+    return [lines[number - 1].strip() for number in sorted(kept) if number <= len(lines) and lines[number - 1].strip()]
+
+
+def repeated(files: dict[Path, list[str]]) -> list[str]:
+    """Places where a block of lines that stands elsewhere begins."""
+    places = defaultdict(list)
+    for path, lines in files.items():
+        for start in range(len(lines) - BLOCK + 1):
+            places[tuple(lines[start : start + BLOCK])].append(f"{path.relative_to(ROOT)}:~{start}")
+    return [" = ".join(where) for where in places.values() if len(where) > 1]
+
+
+def options() -> int:
+    """Options of all verbs together, help not counted."""
+    from typer.main import get_command
+
+    from openvocab.cli import app
+
+    commands = get_command(app).commands.values()  # type: ignore[attr-defined]
+    return sum(1 for command in commands for option in command.params if option.param_type_name == "option")
+
+
+def main() -> None:
+    files = {path: code_lines(path) for path in sorted(ROOT.rglob("*.py"))}
+    longest = sorted(files, key=lambda path: -len(path.read_text().splitlines()))[:8]
+    print(f"code lines     {sum(map(len, files.values()))} in {len(files)} files (at most 15000 for the whole family)")
+    print("longest files  " + ", ".join(f"{p.relative_to(ROOT)} {len(p.read_text().splitlines())}" for p in longest))
+    print(f"public names   {len(openvocab.__all__)} (at most 40)")
+    print(f"CLI options    {options()} (at most 80)")
+    blocks = repeated(files)
+    print(f"repeated       {len(blocks)} blocks of {BLOCK} lines" + "".join(f"\n  {block}" for block in blocks))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Adapting a CLIP with few labels."""

@@ -1,0 +1,41 @@
+"""Progress on stderr: bars with rate and time left, and one switch that silences them all."""
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+T = TypeVar("T")
+
+_silent = bool(os.environ.get("OPENVOCAB_QUIET"))
+
+
+def silence(silent: bool = True) -> None:
+    """Turns every bar and note of this process off (or on again); `OPENVOCAB_QUIET=1` does it from outside."""
+    global _silent
+    _silent = silent
+
+
+def is_silent() -> bool:
+    return _silent
+
+
+def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> "tqdm[T]":
+    """Iterates `items` under a bar titled `what`; draws nothing when silenced."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, total=total, unit=unit, disable=_silent, file=sys.stderr, leave=False)
+
+
+def note(message: str) -> None:
+    """One line for the person at the terminal; never on stdout, nothing when silenced."""
+    if not _silent:
+        print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """One line that must be seen even when progress is silenced."""
+    print(f"openvocab: {message}", file=sys.stderr, flush=True)

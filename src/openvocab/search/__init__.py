@@ -1,0 +1,1 @@
+"""Indices over pictures and video moments."""

@@ -1,0 +1,49 @@
+"""The records that describe a system: what a paper's file offers to tests, the command line and the docs.
+
+Plain data, no base class: a system is a module whose last line is `SYSTEM = System(...)`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from openvocab.train.fit import FitConfig, Stage
+    from openvocab.train.optim import OptimConfig
+
+C = TypeVar("C")
+M = TypeVar("M")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Generic[C]):
+    """A training run as plain configs: it goes to json beside its checkpoint, and `--set optim.lr=3e-4` edits it."""
+
+    model: C
+    data: Any
+    optim: "OptimConfig"
+    fit: "FitConfig"
+
+
+@dataclass(frozen=True, kw_only=True)
+class System(Generic[C, M]):
+    """One paper of the family.
+
+    `prepare(recipe, init)` builds the model (or takes `init`) and the stages that `fit` runs; `loss` and `embed` are
+    the loss contract of `openvocab.train.step`; `evaluate(model, data)` returns figures under the house's metric names.
+    """
+
+    name: str
+    title: str
+    paper: str
+    sizes: Mapping[str, C]
+    build: Callable[..., M]
+    loss: Callable[..., Any] | None = None
+    embed: Callable[..., Any] | None = None
+    recipe: Callable[[str], Recipe[C]] | None = None
+    prepare: Callable[..., "tuple[M, tuple[Stage, ...]]"] | None = None
+    evaluate: Callable[..., dict[str, float]] | None = None
+    example: Callable[..., Any] | None = None
+    load: Callable[..., M] | None = None
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    minutes: Mapping[str, float] = field(default_factory=dict)
