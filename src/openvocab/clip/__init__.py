@@ -1,0 +1,1 @@
+"""CLIP itself: model, tokenizer, preprocessing, objectives, vocabularies, weights."""
