@@ -1,0 +1,1 @@
+"""Readers of real pairs, decoding, and the loader."""

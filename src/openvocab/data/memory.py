@@ -1,0 +1,94 @@
+"""Pairs held in memory: every picture decoded once, small, as `uint8`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from openvocab.data.augment import square
+from openvocab.data.source import Pairs, image_id
+from openvocab.progress import track
+from openvocab.storage import fingerprint
+
+
+class InMemory(Pairs):
+    """Pictures as one array, captions as one list without repetition; the loader takes whole batches at once.
+
+    Attributes:
+        pixels: RGB or RGBA; may be a memory-mapped file.
+        texts: every caption once.
+        text_rows: rows of `texts`, the first sample's captions first.
+        first: sample i's captions are `text_rows[first[i]:first[i + 1]]`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        pixels: UInt8[np.ndarray, "image channel height width"],
+        captions: Sequence[Sequence[str]],
+        keys: Sequence[str],
+        labels: Sequence[int | None],
+        *,
+        classnames: tuple[str, ...] = (),
+        excluded: dict[str, str] | None = None,
+        fingerprint: str,
+    ) -> None:
+        self.source, self.classnames, self.excluded = source, classnames, excluded or {}
+        self.pixels, self.fingerprint = pixels, fingerprint
+        self._keys, self._labels = keys, labels
+        rows: dict[str, int] = {}
+        text_rows = [rows.setdefault(text, len(rows)) for texts in captions for text in texts]
+        self.texts = tuple(rows)
+        self.text_rows: Int64[np.ndarray, " caption"] = np.asarray(text_rows, np.int64)
+        self.first: Int64[np.ndarray, " bound"] = np.cumsum([0, *map(len, captions)], dtype=np.int64)
+        self.image_ids: Int64[np.ndarray, " image"] = np.asarray([image_id(key) for key in keys], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def key(self, index: int) -> str:
+        return self._keys[index]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(self.texts[row] for row in self.text_rows[self.first[index] : self.first[index + 1]])
+
+    def label(self, index: int) -> int | None:
+        return self._labels[index]
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0)))
+
+
+def in_memory(pairs: Pairs, size_px: int, *, alpha: bool = False) -> InMemory:
+    """Decodes the central square of every picture at `size_px`; broken samples move to `excluded`.
+
+    Args:
+        alpha: keep transparency, for backgrounds that change; otherwise transparent pictures are put on white.
+
+    Raises:
+        ValueError: no sample could be read.
+    """
+    pixels = np.empty((len(pairs), 4 if alpha else 3, size_px, size_px), np.uint8)
+    kept, captions, excluded = [], [], dict(pairs.excluded)
+    for index in track(range(len(pairs)), f"decoding {pairs.source}", unit="picture"):
+        try:
+            texts = pairs.captions(index)
+            pixels[len(kept)] = square(pairs.image(index), size_px, alpha=alpha).numpy()
+        except ValueError as error:
+            excluded[pairs.key(index)] = str(error)
+            continue
+        captions.append(texts)
+        kept.append(index)
+    if not kept:
+        raise ValueError(f"{pairs.source}: no sample could be read; the first: {next(iter(excluded.values()), 'none')}")
+    return InMemory(
+        pairs.source,
+        pixels[: len(kept)],
+        captions,
+        [pairs.key(index) for index in kept],
+        [pairs.label(index) for index in kept],
+        classnames=pairs.classnames,
+        excluded=excluded,
+        fingerprint=fingerprint(pairs.fingerprint, size_px, alpha),
+    )

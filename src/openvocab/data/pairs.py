@@ -1,0 +1,71 @@
+"""`open_pairs`: any source of pairs by its name."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from openvocab.data.folders import open_folder
+from openvocab.data.scenes import open_scenes
+from openvocab.data.shards import Shards, expand_braces
+from openvocab.data.source import Pairs, PairsConfig
+from openvocab.data.tables import TABLE_SUFFIXES, open_tables
+from openvocab.data.wit import is_wit, open_wit
+
+_FILES = {"captioned", "exif", "max_pixels"}
+_USED = {
+    "generated scenes": set(),
+    "a folder": _FILES | {"caption_key", "classnames", "templates"},
+    "shards": _FILES | {"image_key", "caption_key", "label_key", "classnames", "templates"},
+    "a WIT table": _FILES | {"image_key", "caption_key", "image_root", "language"},
+    "a table": _FILES | {"image_key", "caption_key", "label_key", "image_root", "separator", "classnames", "templates"},
+}
+
+
+def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
+    """Opens pictures with captions: a folder, `.csv`/`.tsv`/`.jsonl`/`.parquet`, `.tar` shards, or `scenes`.
+
+    Several shards or tables are named by braces (`train-{000..012}.tar`, `{a,b}.csv`). The settings are the fields of
+    `PairsConfig`.
+
+    Raises:
+        ValueError: what is wrong with the source or a setting, in one line.
+        FileNotFoundError: the source, or a part of it, does not exist.
+    """
+    given = source if isinstance(source, PairsConfig) else PairsConfig(source=str(source))
+    config = replace(given, **settings)
+    if config.source == "scenes":
+        _refuse_unused("generated scenes", config)
+        return open_scenes()
+    names = [config.source] if Path(config.source).exists() else expand_braces(config.source)
+    paths = [Path(name).expanduser() for name in names]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    kind = _kind(paths, config.source)
+    _refuse_unused(kind, config)
+    if kind == "a folder":
+        return open_folder(paths[0], config)
+    if kind == "shards":
+        return Shards(paths, config)
+    return (open_wit if kind == "a WIT table" else open_tables)(paths, config)
+
+
+def _kind(paths: list[Path], source: str) -> str:
+    if len(paths) == 1 and paths[0].is_dir():
+        return "a folder"
+    suffixes = {path.suffix.lower() for path in paths}
+    if suffixes == {".tar"}:
+        return "shards"
+    if all(path.name.endswith((".tsv", ".tsv.gz")) for path in paths) and is_wit(paths[0]):
+        return "a WIT table"
+    if len(suffixes) == 1 and suffixes <= set(TABLE_SUFFIXES):
+        return "a table"
+    raise ValueError(f"{source}: expected a folder, .tar shards or tables of one kind ({', '.join(TABLE_SUFFIXES)})")
+
+
+def _refuse_unused(kind: str, config: PairsConfig) -> None:
+    blank = PairsConfig(source=config.source)
+    for field in fields(config):
+        changed = getattr(config, field.name) != getattr(blank, field.name)
+        if changed and field.name not in _USED[kind]:
+            raise ValueError(f"{config.source}: {field.name} has no effect on {kind}")
