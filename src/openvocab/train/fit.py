@@ -1,0 +1,323 @@
+"""The only training loop of the house.
+
+A run is one or more stages over one model; each stage has its data, its loss and its own parameter groups. The loop
+knows nothing else about models. It streams batches that are a function of the step, so that a run killed at any step
+and started again by the same command ends with the same bytes on CPU.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from openvocab import progress, storage
+from openvocab.shapes import Batch
+from openvocab.train import checkpoint, distributed
+from openvocab.train.doctor import diagnose
+from openvocab.train.log import Log, Row
+from openvocab.train.optim import GroupConfig, OptimConfig, warmup_steps
+from openvocab.train.step import Embed, Loss, Step, StepConfig, strip_prefix
+
+CHECKPOINT = "checkpoint.safetensors"
+MAX_REWINDS = 3
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Batches as a function of the step; `report` says what the doctor should know (broken, truncated, duplicate)."""
+
+    def stream(self, start_step: int, steps: int) -> Iterator[Batch]: ...
+
+    def report(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """How long a stage trains and what it writes on the way; `*_every_* = 0` switches that off."""
+
+    steps: int = 1000
+    seed: int = 0
+    accumulate: int = 1
+    precision: str = "float32"
+    ema_decay: float = 0.0
+    log_every_steps: int = 10
+    evaluate_every_steps: int = 0
+    checkpoint_every_steps: int = 500
+    checkpoint_every_minutes: float = 10.0
+    rewind_after_steps: int = 3
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training of a run: data, loss contract (see `train.step`), optimiser and length."""
+
+    data: Data
+    loss: Loss
+    embed: Embed | None = None
+    name: str = "train"
+    config: FitConfig = FitConfig()
+    optim: OptimConfig = OptimConfig()
+    groups: tuple[GroupConfig, ...] = (GroupConfig(),)
+    constrain: Callable[[Any], None] | None = None
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a run did. `rows` is its log; `resumed_step` is where this process took over."""
+
+    rows: list[Row]
+    seconds: float
+    resumed_step: int
+    findings: tuple[str, ...]
+
+
+def fit(
+    model: nn.Module,
+    *stages: Stage,
+    out: Path | str | None = None,
+    identity: str = "",
+    device: torch.device | str = "cpu",
+) -> Fitted:
+    """Trains `model` in place through `stages`; with `out`, writes checkpoints and log there and resumes from them.
+
+    Parameters that a stage's groups do not select are frozen during that stage. The average of weights, where a stage
+    keeps one, becomes the weights when the stage ends. Randomness of the caller is left as found.
+
+    Raises:
+        ValueError: `out` holds a run with another identity or other stages.
+        RuntimeError: the loss stayed non-finite after three rewinds.
+    """
+    out = Path(out) if out is not None else None
+    identity = storage.fingerprint(identity, [_plan(stage) for stage in stages])
+    model.to(device)
+    distributed.broadcast(chain(model.parameters(), model.buffers()), distributed.world())
+    saved = _saved(out, identity)
+    findings: list[str] = []
+    began, rows, first = time.perf_counter(), [], 0
+    with torch.random.fork_rng(devices=_cuda_devices(device)):
+        for number, stage in enumerate(stages):
+            if saved and saved.record["stage"] > number:
+                continue
+            run = _Run(
+                model,
+                stage,
+                number=number,
+                final=number == len(stages) - 1,
+                out=out,
+                identity=identity,
+                device=device,
+                findings=findings,
+            )
+            first = saved.record["step"] if saved else first
+            rows = run(saved)
+            saved = None
+    return Fitted(rows=rows, seconds=time.perf_counter() - began, resumed_step=first, findings=tuple(findings))
+
+
+def finished(out: Path | str) -> bool:
+    """Whether the run in `out` reached its last step."""
+    path = Path(out) / CHECKPOINT
+    return path.exists() and bool(checkpoint.load(path)[1]["finished"])
+
+
+@dataclass(frozen=True)
+class _Saved:
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+
+class _Run:
+    """One stage on its way: the loop and its clocks."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stage: Stage,
+        *,
+        number: int,
+        final: bool,
+        out: Path | None,
+        identity: str,
+        device: torch.device | str,
+        findings: list[str],
+    ):
+        self.model, self.stage, self.number, self.final = model, stage, number, final
+        self.out, self.identity, self.device, self.findings = out, identity, device, findings
+        self.config = config = stage.config
+        self.ranks = distributed.world_size(distributed.world())
+        self.main = distributed.rank(distributed.world()) == 0
+        self.frozen = _freeze_others(model, stage.groups)
+        self.step = Step(
+            model,
+            stage.loss,
+            stage.embed,
+            config=StepConfig(accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay),
+            optim=stage.optim,
+            groups=stage.groups,
+            steps=config.steps,
+            seed=config.seed,
+            constrain=stage.constrain,
+        )
+        self.facts: dict[str, Any] = {"steps": config.steps, "warmup_steps": warmup_steps(stage.optim, config.steps)}
+        self.skipped, self.rewinds = 0, 0
+
+    def __call__(self, saved: _Saved | None) -> list[Row]:
+        start = saved.record["step"] if saved else 0
+        log = Log(self.out if self.main else None, self.number, start, self.config.tensorboard)
+        if saved and saved.record["finished"]:
+            self.model.load_state_dict(strip_prefix(saved.tensors, "model."))
+            return log.rows
+        if saved:
+            self.step.restore(saved.tensors)
+            self.rewinds = saved.record["rewinds"]
+            progress.note(f"{self.stage.name}: resumed at step {start} of {self.config.steps}")
+        else:
+            self._save(start)
+        self._loop(start, log)
+        if self.step.average:
+            self.step.average.swap()
+        for parameter in self.frozen:
+            parameter.requires_grad_(True)
+        self._finish()
+        return log.rows
+
+    def _loop(self, start: int, log: Log) -> None:
+        config, last = self.config, self.config.steps
+        batches = self.stage.data.stream(start, config.steps - start)
+        bar = progress.track(range(start, config.steps), self.stage.name, config.steps - start, "step")
+        clock = saved_at = time.perf_counter()
+        waited, images = 0.0, 0
+        self.model.train()
+        for index in bar:
+            before = time.perf_counter()
+            batch = {name: value.to(self.device, non_blocking=True) for name, value in next(batches).items()}
+            waited += time.perf_counter() - before
+            stepped = self.step(batch, index)
+            self._guard(stepped.moved, index)
+            done = index + 1
+            self.facts["batch_size"] = len(next(iter(batch.values()))) * self.ranks
+            images += self.facts["batch_size"]
+            if _due(done, config.log_every_steps) or done == last:
+                now = time.perf_counter()
+                row: Row = {"step": done, "stage": self.number}
+                row |= {name: float(value) for name, value in stepped.values.items()}
+                row |= {"images_per_s": images / (now - clock), "data_share": waited / (now - clock)}
+                clock, waited, images = now, 0.0, 0
+                log.write(row)
+                bar.set_postfix_str(_line(row), refresh=False)
+                self._diagnose(log.rows)
+            if self.stage.evaluate and (_due(done, config.evaluate_every_steps) or done == last):
+                log.write({"step": done, "stage": self.number, "evaluation": self._evaluate()})
+            minutes = (time.perf_counter() - saved_at) / 60
+            late = config.checkpoint_every_minutes > 0 and minutes >= config.checkpoint_every_minutes
+            if done < last and (_due(done, config.checkpoint_every_steps) or late):
+                self._save(done)
+                saved_at = time.perf_counter()
+
+    def _evaluate(self) -> dict[str, float]:
+        assert self.stage.evaluate
+        average = self.step.average
+        if average:
+            average.swap()
+        self.model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(self.device)):
+            values = self.stage.evaluate(self.model)
+        self.model.train()
+        if average:
+            average.swap()
+        return values
+
+    def _guard(self, moved: bool, index: int) -> None:
+        """A non-finite step changes no weight; several in a row go back to the last checkpoint, with the next data."""
+        self.skipped = 0 if moved else self.skipped + 1
+        poisoned = not moved and not all(bool(torch.isfinite(buffer).all()) for buffer in self.model.buffers())
+        if not poisoned and self.skipped < max(1, self.config.rewind_after_steps):
+            return
+        path = self.out / CHECKPOINT if self.out else None
+        if self.rewinds >= MAX_REWINDS or path is None:
+            raise RuntimeError(
+                f"{self.stage.name}: the loss is not finite at step {index} (after {self.rewinds} rewinds); "
+                f"lower optim.lr (now {self.stage.optim.lr:g}) or check the data of this step"
+            )
+        tensors, record = checkpoint.load(path)
+        self.step.restore(tensors)
+        self.rewinds, self.skipped = self.rewinds + 1, 0
+        progress.warn(f"{self.stage.name}: non-finite loss at step {index}: weights are back at step {record['step']}")
+
+    def _diagnose(self, rows: list[Row]) -> None:
+        self.facts |= self.stage.data.report()
+        mine = [row for row in rows if row["stage"] == self.number]
+        for finding in diagnose(mine, self.facts):
+            if finding.name not in self.findings:
+                self.findings.append(finding.name)
+                if self.main:
+                    progress.note(f"doctor: {finding}")
+
+    def _save(self, step: int) -> None:
+        self._write(self.step.tensors(), stage=self.number, step=step, finished=False)
+
+    def _finish(self) -> None:
+        """The last checkpoint of a stage holds the weights alone: the run is done, or its next stage begins."""
+        weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.final:
+            self._write(weights, stage=self.number, step=self.config.steps, finished=True)
+        else:
+            self._write(weights, stage=self.number + 1, step=0, finished=False)
+
+    def _write(self, tensors: dict[str, Tensor], **record: Any) -> None:
+        if self.out and self.main:
+            record |= {"identity": self.identity, "rewinds": self.rewinds}
+            checkpoint.save(self.out / CHECKPOINT, tensors, record)
+            storage.write_json(self.out / "facts.json", self.facts)
+
+
+def _saved(out: Path | None, identity: str) -> _Saved | None:
+    path = out / CHECKPOINT if out else None
+    if path is None or not path.exists():
+        return None
+    tensors, record = checkpoint.load(path)
+    if record["identity"] != identity:
+        raise ValueError(f"{out} holds a run with another configuration; choose another folder or delete it")
+    return _Saved(tensors, record)
+
+
+def _freeze_others(model: nn.Module, groups: tuple[GroupConfig, ...]) -> list[nn.Parameter]:
+    """Freezes what no group selects; returns those parameters so that the stage can thaw them."""
+    if any(not group.prefixes for group in groups):
+        return []
+    prefixes = tuple(prefix for group in groups for prefix in group.prefixes)
+    others = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(prefixes)]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    return others
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _line(row: Row) -> str:
+    """The progress line: loss, learning rate, scale and the share of time spent waiting for data."""
+    parts = [f"loss {row['loss']:.3f}"] if "loss" in row else []
+    parts += [f"lr {row['lr']:.1e}"] if "lr" in row else []
+    parts += [f"scale {row['diag/scale']:.1f}"] if "diag/scale" in row else []
+    return ", ".join([*parts, f"{row['images_per_s']:.0f} images/s", f"data {row['data_share']:.0%}"])
+
+
+def _plan(stage: Stage) -> dict[str, Any]:
+    config = asdict(stage.config)
+    watched = {"log_every_steps", "evaluate_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes"}
+    kept = {name: value for name, value in config.items() if name not in watched | {"tensorboard"}}
+    return {"name": stage.name, "fit": kept, "optim": asdict(stage.optim), "groups": [asdict(g) for g in stage.groups]}
+
+
+def _cuda_devices(device: torch.device | str) -> list[int]:
+    device = torch.device(device)
+    return [device.index or 0] if device.type == "cuda" else []

@@ -1,0 +1,136 @@
+"""Optimisers with the paper's parameter groups, the warm-up and cosine schedule, and the average of weights (EMA)."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from openvocab.train.muon import Muon
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Decoupled weight decay on all weights that are not gains or biases (CLIP, section 2.5).
+
+    `warmup_steps=None` derives the warm-up from the run's length: a twentieth of it, at most 2,000 steps.
+    """
+
+    method: Literal["adamw", "muon"] = "adamw"
+    """`muon` (see `train.muon`) takes the first of `betas` as its momentum and is for weight matrices alone."""
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    warmup_steps: int | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: float | None = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupConfig:
+    """A named set of parameters that one optimiser steps on one key of the loss.
+
+    `prefixes` select parameters by the beginning of their names (empty: all that no other group names), of at least
+    `min_axes` axes; `optim` replaces the run's for this group. Groups may share a loss key.
+    """
+
+    name: str = "all"
+    prefixes: tuple[str, ...] = ()
+    min_axes: int = 0
+    loss: str = "loss"
+    optim: OptimConfig | None = None
+
+
+def warmup_steps(optim: OptimConfig, steps: int) -> int:
+    """Steps of linear warm-up in a run of `steps`."""
+    return optim.warmup_steps if optim.warmup_steps is not None else min(2000, steps // 20)
+
+
+def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then cosine or linear to 0, or constant."""
+    warm = warmup_steps(optim, steps)
+    if step < warm:
+        return optim.lr * (step + 1) / warm
+    left = 1.0 - (step - warm) / max(1, steps - warm)
+    if optim.schedule == "constant":
+        return optim.lr
+    if optim.schedule == "linear":
+        return optim.lr * left
+    return optim.lr * 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+
+
+def select_parameters(model: nn.Module, groups: tuple[GroupConfig, ...]) -> dict[str, dict[str, nn.Parameter]]:
+    """Trainable parameters by group name and parameter name.
+
+    Raises:
+        ValueError: a group selects nothing, or two groups select the same parameter.
+    """
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    named: dict[str, str] = {}
+    for group in groups:
+        for name, value in trainable.items():
+            if group.prefixes and name.startswith(group.prefixes) and value.ndim >= group.min_axes:
+                if name in named:
+                    raise ValueError(f"parameter {name} is in two groups, {named[name]!r} and {group.name!r}")
+                named[name] = group.name
+    chosen = {}
+    for group in groups:
+        mine = {
+            n: p for n, p in trainable.items() if named.get(n, None if group.prefixes else group.name) == group.name
+        }
+        if not mine:
+            raise ValueError(f"group {group.name!r} selects no trainable parameter (prefixes {group.prefixes})")
+        chosen[group.name] = mine
+    return chosen
+
+
+def make_optimiser(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser that `optim` describes."""
+    if optim.method == "muon":
+        return Muon(parameters, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
+    return adamw(parameters, optim)
+
+
+def adamw(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
+    """Weights of two or more axes decay; gains, biases and the temperature do not."""
+    parameters = list(parameters)
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused=True,
+    )
+
+
+class Average:
+    """Exponential moving average of a model's parameters; buffers (BatchNorm statistics) follow as they are.
+
+    The decay grows as (1 + t) / (10 + t) up to `decay`, so that a short run is not an average of its beginning.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.model = model
+        self.values = {name: value.detach().clone() for name, value in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current = dict(self.model.named_parameters())
+        torch._foreach_lerp_(  # pyright: ignore
+            list(self.values.values()), [current[n].detach() for n in self.values], 1.0 - decay
+        )
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the model's parameters with the average; call twice to restore."""
+        for name, value in self.model.named_parameters():
+            held: Tensor = self.values[name]
+            value.data, self.values[name] = held, value.data

@@ -1,0 +1,203 @@
+"""One training step: loss, backward, average over ranks, clip, step, schedule, guard.
+
+The loss contract. One part: `loss(model, batch) -> dict`; the key `loss` is minimised, the others are logged.
+Two parts: `embed(model, batch) -> dict` with one row per sample, and `loss(model, batch, embeds) -> dict` over the
+whole batch. Only the two parts allow `accumulate > 1`, which is exact (feature-cached, GradCache, arXiv 2101.06983):
+
+1. every chunk is embedded without a graph,
+2. the loss of all rows together gives the gradient of every row (and of the temperature, once),
+3. every chunk is embedded again from the same random state and back-propagates its rows' gradients.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openvocab.shapes import Batch
+from openvocab.train import distributed
+from openvocab.train.checkpoint import optimiser_tensors, restore_optimiser
+from openvocab.train.optim import Average, GroupConfig, OptimConfig, learning_rate, make_optimiser, select_parameters
+
+Losses = dict[str, Tensor]
+Embed = Callable[[Any, Batch], dict[str, Tensor]]
+Loss = Callable[..., Losses]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepConfig:
+    """How one step is taken. `accumulate` is the number of chunks a batch is embedded in."""
+
+    accumulate: int = 1
+    precision: str = "float32"
+    ema_decay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What one step did: its logged values, and whether the weights moved (a non-finite step leaves them alone)."""
+
+    values: dict[str, Tensor | float]
+    moved: bool
+
+
+class Step:
+    """Owns the optimisers of a model and takes steps; everything that must survive a restart is in `tensors()`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        embed: Embed | None,
+        *,
+        config: StepConfig,
+        optim: OptimConfig,
+        groups: tuple[GroupConfig, ...],
+        steps: int,
+        seed: int,
+        constrain: Callable[[Any], None] | None = None,
+    ):
+        _check(model, embed, config, groups)
+        self.model, self.loss, self.embed, self.constrain = model, loss, embed, constrain
+        self.config, self.steps, self.seed = config, steps, seed
+        self.groups = {group.name: group for group in groups}
+        self.optims = {group.name: group.optim or optim for group in groups}
+        self.parameters = select_parameters(model, groups)
+        self.optimisers = {name: make_optimiser(p.values(), self.optims[name]) for name, p in self.parameters.items()}
+        self.average = Average(model, config.ema_decay) if config.ema_decay else None
+        self.group = distributed.world()
+        self.device_type = next(model.parameters()).device.type
+
+    def __call__(self, batch: Batch, index: int) -> Stepped:
+        """Takes step `index` (from 0); randomness inside the model is a function of seed, step, chunk and rank."""
+        losses = self._gradients(batch, index)
+        distributed.average_gradients((p for chosen in self.parameters.values() for p in chosen.values()), self.group)
+        values: dict[str, Tensor | float] = {name: value.detach() for name, value in losses.items()}
+        finite = all(bool(torch.isfinite(losses[group.loss])) for group in self.groups.values())
+        for name, optim in self.optims.items():
+            norm = nn.utils.clip_grad_norm_(
+                self.parameters[name].values(), optim.clip_norm if optim.clip_norm is not None else float("inf")
+            )
+            finite = finite and bool(torch.isfinite(norm))
+            suffix = "" if len(self.groups) == 1 else f"_{name}"
+            values[f"grad_norm{suffix}"] = norm.detach()
+            values[f"lr{suffix}"] = learning_rate(optim, index, self.steps)
+        if finite:
+            self._move(index)
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        return Stepped(values, finite)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on."""
+        out = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, optimiser in self.optimisers.items():
+            out |= optimiser_tensors(optimiser, f"optim.{name}")
+        if self.average:
+            out |= {f"average.{name}": value for name, value in self.average.values.items()}
+        return out
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Puts back what `tensors()` gave."""
+        self.model.load_state_dict(strip_prefix(tensors, "model."))
+        for name, optimiser in self.optimisers.items():
+            restore_optimiser(optimiser, tensors, f"optim.{name}")
+        if self.average:
+            held = strip_prefix(tensors, "average.") or dict(self.model.named_parameters())
+            for name, value in self.average.values.items():
+                value.copy_(held[name].detach())
+
+    def _move(self, index: int) -> None:
+        for name, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(self.optims[name], index, self.steps)
+            optimiser.step()
+        if self.constrain:
+            self.constrain(self.model)
+        if self.average:
+            self.average.update(index)
+
+    def _gradients(self, batch: Batch, index: int) -> Losses:
+        """Fills `.grad` of every trained parameter and returns the losses."""
+        if self.embed is not None and self.config.accumulate > 1:
+            return self._cached(batch, index)
+        self._seed(index, 0)
+        with self._autocast():
+            if self.embed is None:
+                losses = self.loss(self.model, batch)
+            else:
+                losses = self.loss(self.model, batch, self.embed(self.model, batch))
+        self._backward(losses)
+        return losses
+
+    def _backward(self, losses: Losses) -> None:
+        """Each group's gradient from its own loss key; all gradients are taken before any group moves."""
+        keys = list(dict.fromkeys(group.loss for group in self.groups.values()))
+        if len(keys) == 1:
+            losses[keys[0]].backward()
+            return
+        for key in keys:
+            names = [name for name, group in self.groups.items() if group.loss == key]
+            parameters = [parameter for name in names for parameter in self.parameters[name].values()]
+            found = torch.autograd.grad(losses[key], parameters, retain_graph=key != keys[-1], allow_unused=True)
+            for parameter, gradient in zip(parameters, found):
+                parameter.grad = gradient
+
+    def _cached(self, batch: Batch, index: int) -> Losses:
+        assert self.embed is not None
+        rows = len(next(iter(batch.values())))
+        chunks = [_rows(batch, part) for part in torch.arange(rows).chunk(self.config.accumulate)]
+        embedded = []
+        for number, chunk in enumerate(chunks):
+            self._seed(index, number)
+            with torch.no_grad(), self._autocast():
+                embedded.append(self.embed(self.model, chunk))
+        leaves = {name: torch.cat([part[name] for part in embedded]).requires_grad_() for name in embedded[0]}
+        with self._autocast():
+            losses = self.loss(self.model, batch, leaves)
+        losses["loss"].backward()
+        gradients = {
+            name: leaf.grad.split([len(part[name]) for part in embedded])
+            for name, leaf in leaves.items()
+            if leaf.grad is not None
+        }
+        for number, chunk in enumerate(chunks):
+            self._seed(index, number)
+            with self._autocast():
+                again = self.embed(self.model, chunk)
+            torch.autograd.backward([again[name] for name in gradients], [rows[number] for rows in gradients.values()])
+        return losses
+
+    def _seed(self, index: int, chunk: int) -> None:
+        torch.manual_seed((self.seed * 1_000_003 + index) * 1_009 + chunk * 31 + distributed.rank(self.group))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _check(model: nn.Module, embed: Embed | None, config: StepConfig, groups: tuple[GroupConfig, ...]) -> None:
+    if config.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision is {config.precision!r}, expected float32 or bfloat16")
+    if config.accumulate < 1:
+        raise ValueError(f"accumulate is {config.accumulate}, expected at least 1 chunk")
+    if config.accumulate == 1:
+        return
+    if embed is None:
+        raise ValueError("accumulate > 1 needs a two-part loss (embed and loss); this one has one part")
+    if any(group.loss != "loss" for group in groups):
+        raise ValueError("accumulate > 1 minimises the key 'loss' alone; this run has groups with other keys")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(f"accumulate > 1 is not exact with BatchNorm ({name}); use a ViT tower or accumulate=1")
+
+
+def _rows(batch: Batch, rows: Tensor) -> Batch:
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    return {name: value[first:last] for name, value in batch.items()}
