@@ -1,0 +1,222 @@
+"""The pre-norm transformer that image and text towers share: activation, MLP, block, stack, initialisation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openvocab.blocks.attention import Bias, MultiHeadAttention, Weights
+from openvocab.shapes import Sequence
+
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
+LayerBias = Bias | Mapping[int, Bias]
+"""An attention bias for every layer, or one per layer by its number."""
+
+
+class _QuickGELU(torch.autograd.Function):
+    """x sigmoid(1.702 x) = silu(1.702 x) / 1.702, so that forward and backward are each one fused kernel and a scaling.
+
+    Only x is kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[override]
+        ctx.save_for_backward(x)
+        return F.silu(1.702 * x, inplace=True).mul_(1 / 1.702)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad, 1.702 * x)
+
+
+def quick_gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x sigmoid(1.702 x), the sigmoid approximation of GELU (arXiv 1606.08415, section 2)."""
+    return _QuickGELU.apply(x)  # type: ignore[return-value]
+
+
+def gelu_tanh(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The tanh approximation of GELU (arXiv 1606.08415, section 2)."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+}
+
+
+class MLP(nn.Module):
+    """down(activation(up(x)))."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation):
+        super().__init__()
+        self.up = nn.Linear(dim, hidden_dim)
+        self.activation = ACTIVATIONS[activation]
+        self.down = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Sequence) -> Sequence:
+        return self.down(self.activation(self.up(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    LayerNorm keeps its statistics in float32 whatever the precision of x.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, mlp_dim: int, activation: Activation, norm_eps: float, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attention = MultiHeadAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, mlp_dim, activation)
+        self.dropout = dropout
+
+    def forward(
+        self, x: Sequence, *, bias: Bias | None = None, causal: bool = False, weights: bool = False
+    ) -> tuple[Sequence, Weights | None]:
+        attended, attention = self.attention(self.norm1(x), bias=bias, causal=causal, weights=weights)
+        x = x + F.dropout(attended, self.dropout, self.training)
+        return self._transform(x), attention
+
+    def at(self, x: Sequence, position: Int[Tensor, " batch"], *, causal: bool = False) -> Float[Tensor, "batch 1 dim"]:
+        """What `forward` gives for one token of each row, without the work for the others."""
+        attended = self.attention.at(self.norm1(x), position, causal=causal)
+        here = x[torch.arange(len(x), device=x.device), position].unsqueeze(1)
+        return self._transform(here + F.dropout(attended, self.dropout, self.training))
+
+    def _transform(self, x: Sequence) -> Sequence:
+        return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What a stack of blocks returns: the last tokens, the tokens after chosen layers, the attention of every layer."""
+
+    tokens: Float[Tensor, "batch token dim"]
+    layers: tuple[Float[Tensor, "batch token dim"], ...] = ()
+    weights: tuple[Float[Tensor, "batch head token token"], ...] = ()
+
+
+class Transformer(nn.ModuleList):
+    """Blocks one after the other. `checkpointing` recomputes each block in the backward pass to save memory."""
+
+    def __init__(
+        self,
+        layers: int,
+        dim: int,
+        heads: int,
+        mlp_dim: int,
+        activation: Activation,
+        norm_eps: float,
+        dropout: float = 0.0,
+    ):
+        super().__init__(Block(dim, heads, mlp_dim, activation, norm_eps, dropout) for _ in range(layers))
+        self.checkpointing = False
+
+    def forward(
+        self,
+        x: Sequence,
+        *,
+        layers: tuple[int, ...] = (),
+        attention: bool = False,
+        bias: LayerBias | None = None,
+        causal: bool = False,
+        only: Int[Tensor, " batch"] | None = None,
+    ) -> Hidden:
+        """Runs every block.
+
+        Args:
+            layers: numbers of the blocks (from 0) whose output tokens are wanted too, returned in this order.
+            attention: return every block's attention weights, differentiable.
+            bias: added to the attention scores of every layer, or of those it names by number.
+            only: the one position of each row that is wanted. The last block then computes nothing else, and `tokens`
+                holds one token a row.
+
+        Raises:
+            ValueError: a layer that does not exist, or `only` together with layers, attention or a bias.
+        """
+        if only is not None:
+            if layers or attention or bias is not None:
+                raise ValueError("only=... computes one token: it goes with no layers, attention or bias")
+            *blocks, last = self
+            for block in blocks:
+                x, _ = self._run(block, x, None, causal, False)
+            return Hidden(last.at(x, only, causal=causal))  # type: ignore[operator]
+        check_layers(layers, len(self))
+        if isinstance(bias, Mapping):
+            check_layers(tuple(bias), len(self))
+        kept: dict[int, Tensor] = {}
+        weights = []
+        for number, block in enumerate(self):
+            here = bias.get(number) if isinstance(bias, Mapping) else bias
+            x, seen = self._run(block, x, here, causal, attention)
+            if number in layers:
+                kept[number] = x
+            if seen is not None:
+                weights.append(seen)
+        return Hidden(x, tuple(kept[number] for number in layers), tuple(weights))
+
+    def _run(
+        self, block: nn.Module, x: Tensor, bias: Tensor | None, causal: bool, weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        asked: dict[str, Any] = {"bias": bias, "causal": causal, "weights": weights}
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, **asked, use_reentrant=False)  # type: ignore[return-value]
+        return block(x, **asked)
+
+
+def check_layers(layers: tuple[int, ...], count: int) -> None:
+    """Raises ValueError for a layer number that a stack of `count` layers does not have."""
+    for number in layers:
+        if not 0 <= number < count:
+            raise ValueError(f"layer {number} does not exist: layers are numbered 0 to {count - 1}")
+
+
+def normal_(tensor: Tensor, std: float) -> None:
+    """Fills with N(0, std^2), except on the meta device, where torch would load its compiler to do nothing."""
+    if not tensor.is_meta:
+        nn.init.normal_(tensor, std=std)
+
+
+def initialize_blocks(blocks: Transformer, dim: int) -> None:
+    """The published initialisation of text towers, used for image towers too: none was published for those.
+
+    qkv: dim^-1/2; everything written to the residual stream: (2 layers dim)^-1/2; mlp.up: (2 dim)^-1/2;
+    attention biases 0; the rest is PyTorch's default.
+    """
+    attention, residual, up = dim**-0.5, (2 * len(blocks) * dim) ** -0.5, (2 * dim) ** -0.5
+    for block in blocks:
+        normal_(block.attention.qkv.weight, std=attention)  # type: ignore[union-attr]
+        nn.init.zeros_(block.attention.qkv.bias)  # type: ignore[union-attr]
+        normal_(block.attention.out.weight, std=residual)  # type: ignore[union-attr]
+        nn.init.zeros_(block.attention.out.bias)  # type: ignore[union-attr]
+        normal_(block.mlp.up.weight, std=up)  # type: ignore[union-attr]
+        normal_(block.mlp.down.weight, std=residual)  # type: ignore[union-attr]
+
+
+Projection = Literal["linear", "affine", "none"]
+"""From a tower to the shared space: a matrix, a matrix with a bias, or nothing (dim is embed_dim)."""
+
+
+def projection(kind: Projection, dim: int, embed_dim: int) -> nn.Module:
+    """The layer that maps pooled or token features of a tower into the shared space; its weights have std dim^-1/2."""
+    if kind == "none":
+        if dim != embed_dim:
+            raise ValueError(f"projection 'none' needs dim {dim} to equal embed_dim {embed_dim}")
+        return nn.Identity()
+    layer = nn.Linear(dim, embed_dim, bias=kind == "affine")
+    normal_(layer.weight, std=dim**-0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer

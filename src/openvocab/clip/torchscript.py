@@ -1,0 +1,145 @@
+"""Tensors out of PyTorch pickles and TorchScript archives, without running a line of what they contain.
+
+OpenAI publishes CLIP as TorchScript archives: a zip whose `data.pkl` pickles the module tree. Its classes live in the
+archive's own code, which is never loaded here: every one of them becomes an inert bag of attributes, storages are read
+as bytes, and any other global than the few listed below is refused.
+"""
+
+import io
+import pickle
+import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class _Bag:
+    """Stands for an object of a class that is never loaded; holds what was pickled as its state."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+_ALLOWED = {
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("collections", "OrderedDict"): OrderedDict,
+}
+
+
+class _Reader(pickle.Unpickler):
+    def __init__(self, archive: zipfile.ZipFile, root: str):
+        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        self.archive, self.root = archive, root
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__":
+            return type(name, (_Bag,), {})
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no tensor needs")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        _, dtype, key, _, count = pid
+        if key not in self.storages:
+            content = bytearray(self.archive.read(f"{self.root}/data/{key}"))
+            self.storages[key] = (
+                torch.frombuffer(content, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+            )
+        return self.storages[key]
+
+
+def read_torchscript(path: Path | str) -> dict[str, Tensor]:
+    """Parameters and buffers of a TorchScript archive by dotted name.
+
+    Raises:
+        ValueError: not such an archive, or one that asks for anything but tensors.
+    """
+    with zipfile.ZipFile(path) as archive:
+        root = _root(archive, path)
+        try:
+            module = _Reader(archive, root).load()
+        except Exception as error:  # a hostile or damaged file can fail anywhere
+            raise _refused(path, error) from None
+    tensors = dict(_walk(module, ""))
+    if not tensors:
+        raise ValueError(f"{path}: this archive holds no tensors")
+    return tensors
+
+
+def is_torchscript(path: Path | str) -> bool:
+    """Whether the file is a zip with TorchScript code in it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(re.fullmatch(r"[^/]+/code/.*", name) for name in archive.namelist())
+
+
+def read_pickle(path: Path | str) -> Any:
+    """A plain PyTorch pickle, read with `weights_only`.
+
+    Raises:
+        ValueError: it holds anything but tensors and plain containers, or is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of the pickle's protocol
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or damaged file can fail anywhere
+        raise _refused(path, error) from None
+
+
+def _refused(path: Path | str, error: Exception) -> ValueError:
+    text = str(error).strip()
+    asked = re.search(r"GLOBAL ([\w.]+)", text)
+    if asked:
+        reason = f"it asks for {asked[1]}, which no tensor needs"
+    elif not text or text.startswith("Weights only load failed"):
+        reason = "it is damaged, or holds more than tensors"
+    else:
+        reason = text.splitlines()[0][:200]
+    return ValueError(f"{path}: refused to read this pickle: {reason}")
+
+
+def _root(archive: zipfile.ZipFile, path: Path | str) -> str:
+    roots = [name.removesuffix("/data.pkl") for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name)]
+    if len(roots) != 1:
+        raise ValueError(f"{path}: not a TorchScript archive (no data.pkl in it)")
+    return roots[0]
+
+
+def _walk(value: Any, name: str):
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, _Bag):
+        for key, part in (getattr(value, "state", None) or {}).items():
+            yield from _walk(part, f"{name}.{key}" if name else str(key))

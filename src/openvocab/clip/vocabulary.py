@@ -1,0 +1,146 @@
+"""Labels as vectors: every label's prompts, ensembled in the shared space, computed once and kept on disk."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from openvocab import storage
+from openvocab.clip.engine import embed_texts
+from openvocab.clip.model import CLIP
+from openvocab.clip.templates import fill
+from openvocab.clip.templates import templates as read_templates
+
+Labels = str | os.PathLike[str] | Sequence[str | Sequence[str]]
+"""A file, or labels; a label is its name or several names of which the first is shown."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Labels and their unit vectors.
+
+    Fields:
+        fingerprint: of the model; vectors of different models do not mix.
+        unseen_words: label to those of its words that no caption in the model's training had, where this is known.
+    """
+
+    labels: tuple[str, ...]
+    embeds: Float[Tensor, "label embed"]
+    templates: tuple[str, ...]
+    model: str
+    fingerprint: str
+    unseen_words: dict[str, tuple[str, ...]]
+
+
+def vocabulary(
+    clip: CLIP, labels: Labels, templates: str | os.PathLike[str] | Sequence[str] = "generic", *, cache: bool = True
+) -> Vocabulary:
+    """w_c = normalize(mean over names n of c and templates t of normalize(T(t(n)))), T the text tower.
+
+    This is the ensemble of section 3.1.4: over embeddings, not over probabilities.
+
+    Args:
+        labels: see `read_labels` for files.
+        templates: a set by name, one template, a file, or a list; see `clip.templates`.
+        cache: keep the vectors in the cache folder, by content, and take them from there the next time.
+
+    Raises:
+        ValueError: no labels, an empty or repeated label, or one that is too long for the model.
+    """
+    names = read_labels(labels)
+    shown = tuple(each[0] for each in names)
+    patterns = read_templates(templates)
+    unseen = _unseen_words(clip, names)
+    path = None
+    if cache and clip.fingerprint:
+        path = storage.cache_folder("vocabularies") / f"{storage.fingerprint(clip.fingerprint, names, patterns)}.npy"
+        embeds = _read(path, (len(names), clip.config.embed_dim))
+        if embeds is not None:
+            return Vocabulary(shown, embeds, patterns, clip.name, clip.fingerprint, unseen)
+    prompts = [fill(pattern, name) for each in names for name in each for pattern in patterns]
+    _check_lengths(clip, prompts)
+    counts = torch.tensor([len(each) * len(patterns) for each in names])
+    owners = torch.repeat_interleave(torch.arange(len(names)), counts)
+    sums = torch.zeros(len(names), clip.config.embed_dim).index_add_(0, owners, embed_texts(clip, prompts))
+    embeds = F.normalize(sums / counts.unsqueeze(1), dim=-1)
+    if path is not None:
+        with storage.atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.save(file, embeds.numpy())
+    return Vocabulary(shown, embeds, patterns, clip.name, clip.fingerprint, unseen)
+
+
+def read_labels(labels: Labels) -> list[list[str]]:
+    """The names of every label.
+
+    In a file each line is a label: its names between tabs if it has a tab, else between commas. Names given from
+    Python are taken as they are, commas included.
+
+    Raises:
+        ValueError: no labels, an empty one, or one that occurs twice.
+        FileNotFoundError: no such file.
+    """
+    where = "labels"
+    if isinstance(labels, (str, os.PathLike)):
+        where, path = str(labels), Path(labels)
+        if not path.is_file():
+            raise FileNotFoundError(f"{labels}: no such file of labels (one a line); a list of labels works too")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        found = [line.split("\t" if "\t" in line else ",") for line in lines if line.strip()]
+        found = [[name for name in each if name.strip()] or [""] for each in found]
+    else:
+        found = [[each] if isinstance(each, str) else list(each) for each in labels]
+    if not found:
+        raise ValueError(f"{where}: no labels")
+    names = [[" ".join(name.split()) for name in each] for each in found]
+    seen: dict[str, int] = {}
+    for number, each in enumerate(names, 1):
+        if not each or not all(each):
+            raise ValueError(f"{where}: label {number} is empty")
+        if each[0] in seen:
+            raise ValueError(f"{where}: {each[0]!r} is both label {seen[each[0]]} and label {number}")
+        seen[each[0]] = number
+    return names
+
+
+def _check_lengths(clip: CLIP, prompts: list[str]) -> None:
+    limit = clip.config.text.context_length
+    if clip.tokenizer is None:
+        return  # `tokenize` says so
+    counts = clip.tokenizer.count_tokens(prompts)
+    if int(counts.max()) > limit:
+        worst = int(counts.argmax())
+        text = prompts[worst] if len(prompts[worst]) <= 60 else f"{prompts[worst][:57]}..."
+        raise ValueError(f"label too long: {text!r} has {int(counts[worst])} tokens, the model reads {limit}")
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words without the punctuation around them, as `trained_on["words"]` lists them."""
+    return [word for word in (part.strip(".,;:!?\"'()") for part in text.lower().split()) if word]
+
+
+def _unseen_words(clip: CLIP, names: list[list[str]]) -> dict[str, tuple[str, ...]]:
+    known = set((clip.trained_on or {}).get("words") or ())
+    if not known:
+        return {}
+    found = {}
+    for each in names:
+        words = dict.fromkeys(word for name in each for word in words_of(name))
+        missing = tuple(word for word in words if word not in known)
+        if missing:
+            found[each[0]] = missing
+    return found
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The cached vectors; None where there are none, or a damaged file that will be made again."""
+    try:
+        embeds = torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
+    return embeds if embeds.shape == shape and embeds.dtype == torch.float32 else None

@@ -1,0 +1,201 @@
+"""Pictures against labels without training: classify, score, whole collections, accuracy."""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from openvocab import storage
+from openvocab.clip.engine import Picture, Precision, embed_files, embed_images, run_mark
+from openvocab.clip.model import CLIP
+from openvocab.clip.vocabulary import Labels, Vocabulary, vocabulary
+from openvocab.data.extras import require
+from openvocab.metrics.classify import mean_per_class_recall, top_k_accuracy
+from openvocab.shapes import ImageEmbeds
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Classification:
+    """How well each label fits each picture.
+
+    Fields:
+        scores: cosines.
+        probabilities: over the labels, from a softmax; or of each label for itself, from sigmoids. `kind` says which.
+        model: its name, fingerprint, and what it was trained on (`trained_on`, without the words).
+        unseen_words: label to words that the model never read in training, where this is known.
+    """
+
+    labels: tuple[str, ...]
+    scores: Float[Tensor, "image label"]
+    probabilities: Float[Tensor, "image label"]
+    kind: Literal["softmax", "sigmoid"]
+    model: dict[str, Any]
+    unseen_words: dict[str, tuple[str, ...]]
+
+    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """The k most probable labels of each picture with their probabilities, best first."""
+        values, indices = self.probabilities.topk(min(k, len(self.labels)), dim=1)
+        return [
+            [(self.labels[label], value) for value, label in zip(*row)]
+            for row in zip(values.tolist(), indices.tolist())
+        ]
+
+
+@dataclass(frozen=True)
+class ClassifiedFiles:
+    """A table that was written: where, how many pictures it holds, and which could not be read, with the reasons."""
+
+    path: Path
+    pictures: int
+    failures: dict[str, str]
+
+
+def classify(
+    clip: CLIP, pictures: Picture | Sequence[Picture], labels: Vocabulary | Labels, *, none_of_these: bool = False
+) -> Classification:
+    """Pictures (paths or PIL) against a vocabulary or labels; softmax for InfoNCE models, sigmoids for sigmoid models.
+
+    Raises:
+        ValueError: unreadable pictures, a vocabulary of another model, or `none_of_these` without a calibration: a
+            softmax over the labels alone cannot say that none of them fits.
+    """
+    if none_of_these:
+        raise ValueError(f"none_of_these needs a fitted calibration, and model {clip.name!r} has none")
+    if not isinstance(labels, Vocabulary):
+        labels = vocabulary(clip, labels)
+    _check_same_model(clip, labels)
+    return classify_embeds(clip, embed_images(clip, pictures), labels)
+
+
+def score(clip: CLIP, picture: Picture, texts: str | Sequence[str]) -> Classification:
+    """One picture against texts, taken as they are, without a template."""
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    return classify(clip, picture, vocabulary(clip, texts, "name", cache=False))
+
+
+def classify_embeds(clip: CLIP, image_embeds: ImageEmbeds, labels: Vocabulary) -> Classification:
+    """`classify` for pictures that are embedded already, by this model.
+
+    With cosines c, scale s = exp(logit_scale) and bias b: softmax(s c) over labels, or sigmoid(s c + b) for each.
+    """
+    _check_same_model(clip, labels)
+    scores = image_embeds.float() @ labels.embeds.T
+    logits = scores * clip.scale().detach().float().cpu()
+    if clip.logit_bias is None:
+        kind, probabilities = "softmax", logits.softmax(dim=1)
+    else:
+        kind, probabilities = "sigmoid", (logits + clip.logit_bias.detach().float().cpu()).sigmoid()
+    origin = None if clip.trained_on is None else {k: v for k, v in clip.trained_on.items() if k != "words"}
+    model = {"name": clip.name, "fingerprint": clip.fingerprint, "trained_on": origin}
+    return Classification(labels.labels, scores, probabilities, kind, model, labels.unseen_words)
+
+
+def classify_files(
+    clip: CLIP,
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    labels: Vocabulary | Labels,
+    out: str | os.PathLike[str],
+    *,
+    k: int = 5,
+    batch_size: int = 32,
+    precision: Precision = "auto",
+    threads: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> ClassifiedFiles:
+    """The k most probable labels of every picture of a collection as a `.csv`, `.jsonl` or `.parquet` table.
+
+    A row is a picture and one of its labels: `key rank label score probability`. The embeddings are kept in the cache
+    folder until the table is whole, so that a run that was killed goes on where it was.
+
+    Raises:
+        ValueError: another suffix, or what `embed_files` and `classify` raise.
+    """
+    out = Path(out)
+    if out.suffix not in _WRITERS:
+        raise ValueError(f"{out}: expected a name that ends in {', '.join(_WRITERS)}")
+    if not isinstance(labels, Vocabulary):
+        labels = vocabulary(clip, labels)
+    _check_same_model(clip, labels)
+    work = None
+    if clip.fingerprint:
+        work = storage.cache_folder("unfinished") / run_mark(clip, source, shard, batch_size, precision)
+    embedded = embed_files(
+        clip, source, batch_size=batch_size, precision=precision, threads=threads, shard=shard, out=work
+    )
+    with storage.atomic_path(out) as path, _WRITERS[out.suffix](path) as write:
+        for start in range(0, len(embedded.keys), _CHUNK):
+            found = classify_embeds(clip, embedded.vectors[start : start + _CHUNK], labels)
+            write(_rows(embedded.keys[start : start + _CHUNK], found, min(k, len(labels.labels))))
+    if work is not None:
+        shutil.rmtree(work)
+    return ClassifiedFiles(out, len(embedded.keys), embedded.failures)
+
+
+def zero_shot_accuracy(
+    image_embeds: ImageEmbeds, labels: Int[Tensor, " image"], vocabulary: Vocabulary
+) -> dict[str, float]:
+    """`top1`, `top5` (with five labels or more) and `mean_per_class`; labels are rows of the vocabulary."""
+    scores = image_embeds.float() @ vocabulary.embeds.T
+    out = {"top1": top_k_accuracy(scores, labels)}
+    if len(vocabulary.labels) >= 5:
+        out["top5"] = top_k_accuracy(scores, labels, 5)
+    return out | {"mean_per_class": mean_per_class_recall(scores, labels)}
+
+
+def _check_same_model(clip: CLIP, labels: Vocabulary) -> None:
+    if labels.fingerprint != clip.fingerprint:
+        raise ValueError(
+            f"the vocabulary was made by {labels.model!r} ({labels.fingerprint or 'no fingerprint'}), the model is "
+            f"{clip.name!r} ({clip.fingerprint or 'no fingerprint'}): make the vocabulary with this model"
+        )
+
+
+def _rows(keys: Sequence[str], found: Classification, k: int) -> list[dict[str, Any]]:
+    probabilities, indices = found.probabilities.topk(k, dim=1)
+    scores = found.scores.gather(1, indices)
+    return [
+        {"key": key, "rank": rank, "label": found.labels[label], "score": score, "probability": probability}
+        for key, *row in zip(keys, indices.tolist(), scores.tolist(), probabilities.tolist())
+        for rank, (label, score, probability) in enumerate(zip(*row), 1)
+    ]
+
+
+_Write = Callable[[list[dict[str, Any]]], Any]
+_COLUMNS: tuple[str, ...] = ("key", "rank", "label", "score", "probability")
+
+
+@contextlib.contextmanager
+def _csv(path: Path) -> Iterator[_Write]:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, _COLUMNS)
+        table.writeheader()
+        yield table.writerows
+
+
+@contextlib.contextmanager
+def _jsonl(path: Path) -> Iterator[_Write]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda rows: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path) -> Iterator[_Write]:
+    pyarrow = require("pyarrow", "data", "writing parquet")
+    parquet = require("pyarrow.parquet", "data", "writing parquet")
+    kinds = (pyarrow.string(), pyarrow.int32(), pyarrow.string(), pyarrow.float32(), pyarrow.float32())
+    schema = pyarrow.schema(list(zip(_COLUMNS, kinds)))
+    with parquet.ParquetWriter(path, schema) as table:
+        yield lambda rows: table.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+_WRITERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}

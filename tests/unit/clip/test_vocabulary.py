@@ -1,0 +1,101 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_clip
+
+from openvocab.clip import vocabulary as module
+from openvocab.clip.vocabulary import read_labels, vocabulary
+from openvocab.storage import cache_folder
+
+
+@pytest.fixture
+def clip():
+    return tiny_clip()
+
+
+def test_one_prompt_is_the_plain_text_embedding(clip):
+    made = vocabulary(clip, ["cat", "dog"], "a photo of a {}.")
+    tokens = clip.tokenize(["a photo of a cat.", "a photo of a dog."])
+    torch.testing.assert_close(made.embeds, clip.encode_text(tokens).detach())
+    assert (made.labels, made.templates) == (("cat", "dog"), ("a photo of a {}.",))
+    assert (made.model, made.fingerprint, made.unseen_words) == ("tiny", "tiny0", {})
+
+
+def test_ensemble_is_the_mean_of_unit_vectors_over_names_and_templates(clip):
+    made = vocabulary(clip, ["cat", ("happy", "glad", "joyful")], ["{}", "a {} face"])
+    prompts = [t.replace("{}", n) for n in ("happy", "glad", "joyful") for t in ("{}", "a {} face")]
+    units = clip.encode_text(clip.tokenize(prompts)).detach()
+    torch.testing.assert_close(made.embeds[1], F.normalize(units.mean(0), dim=0))
+    assert made.labels == ("cat", "happy")
+    torch.testing.assert_close(made.embeds.norm(dim=1), torch.ones(2))
+
+
+def test_order_of_templates_changes_nothing(clip):
+    one = vocabulary(clip, ["cat", "dog"], ["{}", "a {}", "the {}"])
+    other = vocabulary(clip, ["cat", "dog"], ["the {}", "{}", "a {}"])
+    torch.testing.assert_close(one.embeds, other.embeds)
+
+
+def test_vectors_are_computed_once_and_kept_by_content(clip, monkeypatch):
+    first = vocabulary(clip, ["cat", "dog"])
+    calls = []
+    embed = module.embed_texts
+    monkeypatch.setattr(module, "embed_texts", lambda *a: calls.append(a) or embed(*a))
+    assert torch.equal(vocabulary(clip, ["cat", "dog"]).embeds, first.embeds)
+    assert calls == []
+    vocabulary(clip, ["dog", "cat"])
+    vocabulary(clip, ["cat", "dog"], "{}")
+    vocabulary(tiny_clip(1), ["cat", "dog"])
+    assert len(calls) == 3
+    vocabulary(clip, ["cat", "dog"], cache=False)
+    assert len(calls) == 4
+
+
+def test_damaged_cache_file_is_made_again(clip):
+    first = vocabulary(clip, ["cat", "dog"])
+    (path,) = cache_folder("vocabularies").iterdir()
+    path.write_bytes(path.read_bytes()[:-8])
+    assert torch.equal(vocabulary(clip, ["cat", "dog"]).embeds, first.embeds)
+    assert torch.equal(vocabulary(clip, ["cat", "dog"]).embeds, first.embeds)
+
+
+def test_model_without_a_fingerprint_leaves_no_file(clip):
+    clip.fingerprint = ""
+    vocabulary(clip, ["cat"])
+    assert list(cache_folder("vocabularies").iterdir()) == []
+
+
+def test_label_files_take_commas_or_tabs_between_names(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_text("tench, Tinca tinca\n\ncrane, the bird\tGrus\n  great   white shark \n")
+    assert read_labels(path) == [["tench", "Tinca tinca"], ["crane, the bird", "Grus"], ["great white shark"]]
+    assert read_labels(["Paris, France", ("a", "b")]) == [["Paris, France"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([], "no labels"),
+        (["cat", " "], "label 2 is empty"),
+        (["cat", ()], "label 2 is empty"),
+        (["cat", "dog", "cat"], "'cat' is both label 1 and label 3"),
+        (["cat", "word " * 100], "label too long: .* tokens, the model reads 77"),
+    ],
+)
+def test_bad_labels_are_named(clip, labels, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        vocabulary(clip, labels)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_label_file_is_named(clip):
+    with pytest.raises(FileNotFoundError, match="cats: no such file of labels"):
+        vocabulary(clip, "cats")
+
+
+def test_words_that_training_never_had_are_listed(clip):
+    clip.trained_on = {"words": ["a", "red", "circle"]}
+    made = vocabulary(clip, ["red circle!", ("Blue circle", "azure disc")])
+    assert made.unseen_words == {"Blue circle": ("blue", "azure", "disc")}
+    clip.trained_on = {"words": []}  # too many to be listed
+    assert vocabulary(clip, ["blue circle"]).unseen_words == {}

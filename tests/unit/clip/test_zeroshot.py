@@ -1,0 +1,128 @@
+import csv
+import json
+
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_clip, write_picture
+
+from openvocab.clip.vocabulary import Vocabulary, vocabulary
+from openvocab.clip.zeroshot import classify, classify_embeds, classify_files, score, zero_shot_accuracy
+from openvocab.storage import cache_folder
+
+
+@pytest.fixture
+def clip():
+    return tiny_clip()
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return [write_picture(tmp_path / "pictures" / f"{number}.png", number) for number in range(5)]
+
+
+def test_scores_are_cosines_and_probabilities_the_models_softmax(clip, paths):
+    found = classify(clip, paths, ["cat", "dog", "horse"])
+    images = torch.stack([clip.preprocess(Image.open(path)) for path in paths])
+    tokens = clip.tokenize([f"a photo of a {name}." for name in ("cat", "dog", "horse")])
+    with torch.no_grad():
+        logits = clip.logits(clip.encode_image(images), clip.encode_text(tokens))
+    torch.testing.assert_close(found.probabilities, logits.softmax(1), rtol=0, atol=5e-3)
+    torch.testing.assert_close(found.scores * clip.scale(), logits, rtol=0, atol=2e-2, check_stride=False)
+    assert (found.kind, found.labels) == ("softmax", ("cat", "dog", "horse"))
+    assert found.model == {"name": "tiny", "fingerprint": "tiny0", "trained_on": None}
+
+
+def test_sigmoid_models_judge_each_label_for_itself(paths):
+    clip = tiny_clip(logit_bias_init=-10.0)
+    alone, among = classify(clip, paths[:1], ["cat"]), classify(clip, paths[:1], ["cat", "dog"])
+    assert alone.kind == among.kind == "sigmoid"
+    torch.testing.assert_close(alone.probabilities[0, 0], among.probabilities[0, 0])
+    torch.testing.assert_close(among.probabilities, torch.sigmoid(among.scores * clip.scale() - 10).detach())
+
+
+def test_top_is_sorted_and_never_longer_than_the_labels(clip, paths):
+    found = classify(clip, paths, ["cat", "dog", "horse"])
+    for row, top in enumerate(found.top(2)):
+        assert [name for name, _ in top] == [
+            found.labels[i] for i in found.probabilities[row].argsort(descending=True)
+        ][:2]
+    assert len(found.top(9)[0]) == 3
+
+
+def test_vocabulary_of_another_model_is_refused_and_both_are_named(clip, paths):
+    other = vocabulary(tiny_clip(1), ["cat"])
+    with pytest.raises(ValueError, match=r"tiny1.*tiny0"):
+        classify(clip, paths, other)
+    with pytest.raises(ValueError, match=r"tiny1.*tiny0"):
+        classify_embeds(clip, torch.zeros(1, 8), other)
+
+
+def test_none_of_these_needs_a_calibration(clip, paths):
+    with pytest.raises(ValueError, match="needs a fitted calibration"):
+        classify(clip, paths, ["cat"], none_of_these=True)
+
+
+def test_score_takes_texts_as_they_are(clip, paths):
+    found = score(clip, paths[0], ["a red circle", "something, else"])
+    texts = clip.encode_text(clip.tokenize(["a red circle", "something, else"])).detach()
+    expected = classify(clip, paths[0], vocabulary(clip, ["x"])).scores.shape
+    assert (found.scores.shape, expected) == ((1, 2), (1, 1))
+    image = clip.encode_image(clip.preprocess(Image.open(paths[0])).unsqueeze(0)).detach()
+    torch.testing.assert_close(found.scores, image @ texts.T, rtol=0, atol=2e-3)
+    assert score(clip, paths[0], "one text").labels == ("one text",)
+
+
+def test_unseen_words_travel_into_results(clip, paths):
+    clip.trained_on = {"data": "scenes", "words": ["a", "red", "circle"]}
+    found = classify(clip, paths[0], ["red circle", "cat"])
+    assert found.unseen_words == {"cat": ("cat",)}
+    assert found.model["trained_on"] == {"data": "scenes"}
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "read"),
+    [
+        (".csv", read_csv),
+        (".jsonl", read_jsonl),
+        (".parquet", lambda path: pyarrow.parquet.read_table(path).to_pylist()),
+    ],
+)
+def test_collections_become_tables(clip, paths, tmp_path, suffix, read):
+    (tmp_path / "pictures" / "broken.png").touch()
+    labels = ["cat, tabby", 'a "dog"', "horse"]
+    written = classify_files(clip, tmp_path / "pictures", labels, tmp_path / f"table{suffix}", k=2, precision="float32")
+    assert (written.pictures, list(written.failures)) == (5, ["broken.png"])
+    rows = read(written.path)
+    expected = classify(clip, paths, labels)
+    assert [row["key"] for row in rows] == [f"{number}.png" for number in range(5) for _ in range(2)]
+    assert [int(row["rank"]) for row in rows] == [1, 2] * 5
+    assert [row["label"] for row in rows] == [name for top in expected.top(2) for name, _ in top]
+    probabilities = [value for top in expected.top(2) for _, value in top]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(probabilities, rel=1e-5)
+    assert list(cache_folder("unfinished").iterdir()) == []
+
+
+def test_tables_of_unknown_kinds_are_refused_before_any_work(clip, tmp_path):
+    with pytest.raises(ValueError, match=r"ends in \.csv, \.jsonl, \.parquet"):
+        classify_files(clip, tmp_path, ["cat"], tmp_path / "table.xlsx")
+
+
+def test_zero_shot_accuracy_of_a_perfect_model():
+    labels = tuple("abcdefgh")
+    perfect = Vocabulary(labels, torch.eye(8), ("{}",), "m", "f", {})
+    assert zero_shot_accuracy(torch.eye(8), torch.arange(8), perfect) == {"top1": 1, "top5": 1, "mean_per_class": 1}
+    wrong = zero_shot_accuracy(torch.eye(8).roll(1, 0), torch.arange(8), perfect)
+    assert wrong["top1"] == 0
+    few = Vocabulary(labels[:3], torch.eye(3), ("{}",), "m", "f", {})
+    assert set(zero_shot_accuracy(torch.eye(3), torch.arange(3), few)) == {"top1", "mean_per_class"}

@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torchmetrics.functional.retrieval import retrieval_hit_rate
+
+from openvocab.metrics import retrieve
+from openvocab.metrics.retrieve import retrieval, retrieval_ranks
+
+
+@pytest.fixture
+def pairs(rng):
+    """12 pictures, two of them without texts; between one and four texts for the others, shuffled."""
+    image_embeds = F.normalize(torch.randn(12, 6, generator=rng), dim=1)
+    index = torch.repeat_interleave(torch.arange(10), torch.randint(1, 5, (10,), generator=rng))
+    index = index[torch.randperm(len(index), generator=rng)]
+    noise = torch.randn(len(index), 6, generator=rng)
+    return image_embeds, F.normalize(image_embeds[index] + 0.5 * noise, dim=1), index
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_recalls_equal_a_hit_rate_by_query(pairs, k):
+    images, texts, index = pairs
+    scores = images @ texts.T
+    ours = retrieval(*pairs)
+    t2i = [retrieval_hit_rate(scores[:, t], torch.arange(12) == index[t], top_k=k) for t in range(len(index))]
+    i2t = [retrieval_hit_rate(scores[i], index == i, top_k=k) for i in range(10)]
+    assert ours[f"t2i_r@{k}"] == pytest.approx(torch.stack(t2i).mean().item())
+    assert ours[f"i2t_r@{k}"] == pytest.approx(torch.stack(i2t).mean().item())
+
+
+def test_ranks_equal_sorting(pairs):
+    images, texts, index = pairs
+    t2i, i2t = retrieval_ranks(*pairs)
+    for text, rank in enumerate(t2i.tolist()):
+        order = (images @ texts[text]).argsort(descending=True)
+        assert order[rank - 1] == index[text]
+    for image, rank in enumerate(i2t.tolist()):
+        order = (texts @ images[image]).argsort(descending=True)
+        assert (index[order] == image).nonzero()[0].item() == rank - 1
+    assert retrieval(*pairs)["t2i_median_rank"] == t2i.double().quantile(0.5)
+
+
+def test_chunks_do_not_change_the_ranks(pairs, monkeypatch):
+    whole = retrieval_ranks(*pairs)
+    monkeypatch.setattr(retrieve, "_CHUNK_NUMBERS", 30)
+    for one, other in zip(retrieval_ranks(*pairs), whole):
+        assert torch.equal(one, other)
+
+
+def test_ties_go_against_the_model():
+    same = torch.ones(4, 3) / 3**0.5
+    collapsed = retrieval(same, same, torch.arange(4))
+    assert collapsed["t2i_r@1"] == collapsed["i2t_r@1"] == 0
+    assert collapsed["t2i_median_rank"] == 4
+    nan = torch.full((4, 3), float("nan"))
+    assert retrieval(nan, nan, torch.arange(4), ks=(1, 3))["t2i_r@3"] == 0
+
+
+def test_other_texts_of_the_same_picture_are_not_in_the_way():
+    images = torch.eye(2)
+    texts = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9]])
+    assert retrieval(images, texts, torch.tensor([0, 0, 1]))["i2t_r@1"] == 1
+
+
+def test_perfect_pairs_and_key_order():
+    found = retrieval(torch.eye(12), torch.eye(12), torch.arange(12))
+    assert list(found)[:6] == ["t2i_r@1", "t2i_r@5", "t2i_r@10", "i2t_r@1", "i2t_r@5", "i2t_r@10"]
+    assert set(found.values()) == {1.0}
+
+
+def test_impossible_indices_are_refused():
+    with pytest.raises(ValueError, match="outside the 2 pictures"):
+        retrieval(torch.eye(2), torch.eye(2), torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="found 2 and 0"):
+        retrieval(torch.eye(2), torch.empty(0, 2), torch.tensor([], dtype=torch.int64))
