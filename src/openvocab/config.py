@@ -24,7 +24,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[C], values: Any, where: str = "") -> C:
-    """Rebuilds a config; unknown, missing or ill-typed fields raise ValueError naming the field and the nearest name."""
+    """Rebuilds a config; unknown, missing or ill-typed fields raise ValueError naming field and nearest name."""
     where = where or cls.__name__
     if not isinstance(values, dict):
         raise ValueError(f"{where}: expected an object, found {values!r}")

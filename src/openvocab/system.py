@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from openvocab.train.fit import FitConfig, Stage
-    from openvocab.train.optim import OptimConfig
+    from openvocab.train.optim import GroupConfig, OptimConfig
 
 C = TypeVar("C")
 M = TypeVar("M")
@@ -23,14 +23,20 @@ class Recipe(Generic[C]):
     data: Any
     optim: "OptimConfig"
     fit: "FitConfig"
+    groups: "tuple[GroupConfig, ...]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class System(Generic[C, M]):
     """One paper of the family.
 
-    `prepare(recipe, init)` builds the model (or takes `init`) and the stages that `fit` runs; `loss` and `embed` are
-    the loss contract of `openvocab.train.step`; `evaluate(model, data)` returns figures under the house's metric names.
+    Fields:
+        recipe: `recipe(size, source)` plans a run on generated scenes or on the data of `source`.
+        prepare: `prepare(recipe, init)` builds the model (or takes `init`) and the stages that `fit` runs.
+        embed, loss: the loss contract of `openvocab.train.step`.
+        evaluate: `evaluate(model, data)` gives figures under the house's metric names.
+        example: `example(model, rows)` makes a batch of noise, for the contract of `openvocab.testing`.
+        parameters, minutes: by size: the published count of parameters, the measured time of its recipe on two cores.
     """
 
     name: str
@@ -40,7 +46,7 @@ class System(Generic[C, M]):
     build: Callable[..., M]
     loss: Callable[..., Any] | None = None
     embed: Callable[..., Any] | None = None
-    recipe: Callable[[str], Recipe[C]] | None = None
+    recipe: Callable[[str, str], Recipe[C]] | None = None
     prepare: Callable[..., "tuple[M, tuple[Stage, ...]]"] | None = None
     evaluate: Callable[..., dict[str, float]] | None = None
     example: Callable[..., Any] | None = None

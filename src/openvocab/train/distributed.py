@@ -18,6 +18,11 @@ from torch.autograd.function import once_differentiable
 _BUCKET_BYTES = 32 << 20
 
 
+def world() -> dist.ProcessGroup | None:
+    """The group that `init` joined; None for a single process."""
+    return dist.group.WORLD if dist.is_initialized() else None
+
+
 def init() -> dist.ProcessGroup | None:
     """Joins the processes that torchrun started and returns their group; None for a process started without it.
 
@@ -26,27 +31,18 @@ def init() -> dist.ProcessGroup | None:
     Raises:
         ValueError: more processes on this machine than CUDA devices.
     """
-    if dist.is_initialized():
-        return dist.group.WORLD
-    if not dist.is_torchelastic_launched() and not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(
-        os.environ
-    ):
-        return None
+    if world() is not None or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return world()
     if not torch.cuda.is_available():
         dist.init_process_group("gloo")
-        return dist.group.WORLD
+        return world()
     local_rank, devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local_rank >= devices:
         raise ValueError(f"local rank {local_rank} has no CUDA device of its own: start at most {devices} per machine")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device)
-    return dist.group.WORLD
-
-
-def world() -> dist.ProcessGroup | None:
-    """The group that `init` joined; None for a single process."""
-    return dist.group.WORLD if dist.is_initialized() else None
+    return world()
 
 
 def shutdown() -> None:

@@ -159,6 +159,7 @@ def test_a_run_that_died_resumes_to_the_same_bytes(tmp_path, step):
     assert_same_bytes(weights(once_more), weights(whole))
 
 
+@pytest.mark.timeout(400)
 def test_kill_minus_9_and_the_same_command_give_the_same_bytes(tmp_path):
     def run(folder: str, deadly_step: int) -> int:
         command = [sys.executable, throwaway.__file__, str(tmp_path / folder), str(deadly_step)]

@@ -1,0 +1,48 @@
+"""Contact sheets of the generated world for the docs: docs/gallery/*.png."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from openvocab.storage import atomic_path
+from openvocab.world.render import render, truth
+from openvocab.world.scene import WorldConfig, class_scenes, draw_scenes, rich_world
+
+GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
+GAP = 4
+
+
+def sheet(pictures: np.ndarray, columns: int, zoom: int = 1) -> Image.Image:
+    """Pictures (image 3 height width) side by side on white."""
+    _, _, height, width = pictures.shape
+    rows = -(-len(pictures) // columns)
+    page = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = (GAP + side * step for side, step in zip(divmod(number, columns), (height + GAP, width + GAP)))
+        page[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
+    image = Image.fromarray(page)
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def save(name: str, image: Image.Image) -> None:
+    GALLERY.mkdir(parents=True, exist_ok=True)
+    with atomic_path(GALLERY / name) as path:
+        image.save(path, "PNG", optimize=True)
+    print(GALLERY / name)
+
+
+def main() -> None:
+    save("classes.png", sheet(render(class_scenes(np.arange(64), WorldConfig(), seed=3), 48), 8))
+    scenes = draw_scenes(48, rich_world(), seed=4)
+    save("world.png", sheet(render(scenes, 64), 12))
+    masks = truth(scenes[:12], 64).masks
+    palette = np.array([[231, 76, 60], [52, 152, 219], [46, 204, 113], [241, 196, 15]], np.uint8)
+    painted = np.full((12, 3, 64, 64), 40, np.uint8)
+    for slot in range(masks.shape[1]):
+        painted = np.where(masks[:, slot, None], palette[slot][None, :, None, None], painted).astype(np.uint8)
+    save("truth.png", sheet(np.concatenate([render(scenes[:12], 64), painted]), 12))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The command line: parses, calls, prints. Results go to stdout, progress and errors to stderr.
+
+Exit codes: 0 done, 1 the work failed (one line says why), 2 bad usage (the nearest right word is named).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer._click.exceptions import ClickException
+from typer.exceptions import TyperException
+
+from openvocab import progress, storage
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, help=__doc__)
+
+Json = Annotated[bool, typer.Option("--json", help="One json object on stdout and nothing else there.")]
+Model = Annotated[str | None, typer.Option("--model", help="demo, a folder or file, or hf:owner/name.")]
+Data = Annotated[str, typer.Option("--data", help="A folder, table, tar shards, or scenes.")]
+Labels = Annotated[str, typer.Option("--labels", help="Names separated by commas, or a file with one a line.")]
+Templates = Annotated[str, typer.Option("--templates", help="A named set, one with {}, or a file of them.")]
+
+
+def main() -> NoReturn:
+    """The `openvocab` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit code; never a traceback for bad input."""
+    try:
+        code = app(args=arguments, standalone_mode=False, prog_name="openvocab")
+        return code if isinstance(code, int) else 0
+    except TyperException as error:
+        message = error.format_message() if isinstance(error, ClickException) else str(error)
+        progress.warn(message.replace("\n", " "))
+        return getattr(error, "exit_code", 2)
+    except (ValueError, OSError, RuntimeError) as error:
+        progress.warn(str(error).replace("\n", " ") or type(error).__name__)
+        return 1
+    except KeyboardInterrupt:
+        progress.warn("interrupted; a training run goes on with the same command")
+        return 130
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option(help="Where the run and report.html go; default: the cache.")] = None,
+    smoke: Annotated[
+        bool, typer.Option(help="Under a minute: a shorter run that must beat five times chance.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Trains a small CLIP on generated scenes, tests it on combinations it never saw, writes report.html."""
+    from openvocab.lab.demo import run_demo
+
+    result = run_demo(out or storage.cache_folder("demo"), smoke=smoke)
+    _show(result.to_dict(), as_json, str(result))
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="A system, see `openvocab systems`.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; an unfinished run there goes on.")],
+    size: Annotated[str, typer.Option(help="tiny, small or paper.")] = "small",
+    data: Annotated[str | None, typer.Option("--data", help="A folder, table, tar shards, or scenes.")] = None,
+    init: Annotated[str | None, typer.Option(help="A model to start from.")] = None,
+    arch: Annotated[str | None, typer.Option(help="An architecture by name, for example ViT-B-32.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="path=value, for example optim.lr=3e-4.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Trains a system, resumes what was interrupted, and writes the model to OUT/model."""
+    from openvocab.lab.training import train_system
+
+    result = train_system(name, out, size=size, data=data, init=init, arch=arch, settings=settings or [])
+    _show(result, as_json, _table({**result["evaluation"], "model": result["model"]}))
+
+
+@app.command("eval")
+def evaluate(
+    source: Annotated[str, typer.Argument(help="A run's folder or a model.")],
+    data: Data,
+    task: Annotated[str, typer.Option(help="zeroshot or retrieval.")] = "zeroshot",
+    templates: Templates = "generic",
+    as_json: Json = False,
+) -> None:
+    """Measures a model on data: zero-shot classification or retrieval."""
+    from openvocab.lab.evaluation import evaluate_source
+
+    result = evaluate_source(source, data, task, templates)
+    _show(result, as_json, _table(result["metrics"]))
+
+
+@app.command()
+def classify(
+    pictures: Annotated[list[str], typer.Argument(help="Pictures; with --out one collection: a folder or tar.")],
+    labels: Labels,
+    model: Model = None,
+    templates: Templates = "generic",
+    top: Annotated[int, typer.Option(help="Labels shown for each picture.")] = 5,
+    out: Annotated[Path | None, typer.Option(help="Writes .csv, .jsonl or .parquet of a whole collection.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Names pictures with your own words."""
+    source = _model(model)
+    from openvocab import loading
+    from openvocab.clip.zeroshot import classify_files
+
+    clip = loading.load(source)
+    words = clip.vocabulary(labels if Path(labels).is_file() else labels.split(","), templates)
+    if out is not None:
+        table = classify_files(clip, pictures[0] if len(pictures) == 1 else pictures, words, out, k=top)
+        done = {"table": str(table.path), "pictures": table.pictures, "failures": table.failures}
+        _show(done, as_json, _table(done))
+        return
+    answer = clip.classify(pictures, words)
+    rows = [{"picture": name, "labels": best} for name, best in zip(pictures, answer.top(top))]
+    result = {"pictures": rows, "kind": answer.kind, "unseen_words": answer.unseen_words, "model": answer.model}
+    unseen = [f"never seen in training: {', '.join(w)} ({label})" for label, w in answer.unseen_words.items()]
+    lines = [f"{r['picture']}  " + "  ".join(f"{name} {share:.1%}" for name, share in r["labels"]) for r in rows]
+    _show(result, as_json, "\n".join([*lines, *unseen]))
+
+
+@app.command()
+def score(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    texts: Annotated[list[str], typer.Argument(help="Sentences.")],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """How well each sentence fits a picture: the cosine of their embeddings."""
+    source = _model(model)
+    from openvocab import loading
+    from openvocab.clip import zeroshot
+
+    answer = zeroshot.score(loading.load(source), picture, texts)
+    rows = [{"text": text, "score": value} for text, value in zip(answer.labels, answer.scores[0].tolist())]
+    result = {"texts": rows, "unseen_words": answer.unseen_words, "model": answer.model}
+    _show(result, as_json, "\n".join(f"{row['score']:+.4f}  {row['text']}" for row in rows))
+
+
+@app.command()
+def embed(
+    source: Annotated[str, typer.Argument(help="A folder, tar files or a picture.")],
+    out: Annotated[Path, typer.Option(help="The folder for vectors and keys; an unfinished one goes on.")],
+    model: Model = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    shard: Annotated[str, typer.Option(help="i/n: this process's part, i from 0.")] = "0/1",
+    as_json: Json = False,
+) -> None:
+    """Embeds a collection of pictures; broken files are listed and skipped."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise typer.BadParameter(f"{precision!r}: expected auto, float32 or bfloat16", param_hint="--precision")
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit()):
+        raise typer.BadParameter(f"{shard!r}: expected i/n, for example 0/4", param_hint="--shard")
+    chosen = _model(model)
+    from openvocab import loading
+
+    clip = loading.load(chosen)
+    embedded = clip.embed_files(
+        source, out=out, batch_size=batch_size, precision=precision, shard=(int(part), int(parts))
+    )
+    done = {"folder": str(out), "pictures": len(embedded.keys), "failures": embedded.failures}
+    _show({**done, "fingerprint": embedded.fingerprint}, as_json, _table(done))
+
+
+@app.command()
+def systems(as_json: Json = False) -> None:
+    """Lists the systems of the family."""
+    from openvocab import systems as family
+
+    rows = [{"name": s.name, "title": s.title, "paper": s.paper} for s in map(family.get, family.names())]
+    _show({"systems": rows}, as_json, "\n".join(f"{row['name']:14} {row['title']} ({row['paper']})" for row in rows))
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder or file, or hf:owner/name.")],
+    default: Annotated[bool, typer.Option("--default", help="Use this model when --model is not given.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Says what a model is: architecture, activation, preprocessing, tokenizer, fingerprint, origin."""
+    from openvocab.loading import describe
+
+    result = describe(source)
+    if default:
+        kept = source if source == "demo" or source.startswith("hf:") else str(Path(source).resolve())
+        storage.write_json(_default_file(), {"model": kept})
+    _show(result, as_json, _table(result))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A model in any layout.")],
+    destination: Annotated[Path, typer.Argument(help="The folder or file to write.")],
+    to: Annotated[str, typer.Option(help="openvocab, openai, open_clip or hf.")],
+    as_json: Json = False,
+) -> None:
+    """Rewrites a model in another layout; what the target cannot express is refused."""
+    from openvocab.loading import convert as rewrite
+
+    rewrite(source, destination, to=to)
+    _show({"source": source, "destination": str(destination), "layout": to}, as_json, f"{destination} ({to})")
+
+
+@app.command()
+def doctor(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")], as_json: Json = False
+) -> None:
+    """Looks for what is wrong with a training run and says cause and cure."""
+    from dataclasses import asdict
+
+    from openvocab.train.doctor import diagnose_run
+
+    findings = diagnose_run(run_folder)
+    _show({"findings": [asdict(f) for f in findings]}, as_json, "\n".join(map(str, findings)) or "nothing found")
+
+
+def _model(given: str | None) -> str:
+    """The model to use: named here, by OPENVOCAB_MODEL, or once by `inspect --default`."""
+    if given or (given := os.environ.get("OPENVOCAB_MODEL")):
+        return given
+    if _default_file().exists():
+        return storage.read_json(_default_file())["model"]
+    raise typer.BadParameter(
+        "which model? `--model demo` (trained on generated shapes, knows nothing of photographs) or "
+        "`--model hf:openai/clip-vit-base-patch32`; `openvocab inspect MODEL --default` keeps the choice",
+        param_hint="--model",
+    )
+
+
+def _default_file() -> Path:
+    return storage.cache_folder() / "default_model.json"
+
+
+def _show(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)
+
+
+def _table(values: dict[str, Any]) -> str:
+    """Names and values in two columns; figures with four decimals."""
+    width = max(map(len, values), default=0)
+    lines = []
+    for name, value in values.items():
+        shown = (
+            f"{value:.4f}"
+            if isinstance(value, float)
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, default=str)
+        )
+        lines.append(f"{name:{width}}  {shown}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Self-contained HTML: figures become inline SVG and PNG, one file that opens anywhere."""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from openvocab import storage
+
+Number = int | float
+
+STYLE = """
+:root { --ink: #1d2129; --soft: #667085; --line: #e4e7ec; --paper: #fff;
+  --accent: #3b5bdb; --good: #2b8a3e; --bad: #c92a2a }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ec; --soft: #98a2b3; --line: #343a46; --paper: #16181d;
+  --accent: #91a7ff; --good: #69db7c; --bad: #ff8787 } }
+* { box-sizing: border-box }
+body { font: 15px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 1080px; padding: 32px 24px 64px }
+h1 { font-size: 28px; margin: 0 0 4px } h2 { font-size: 18px; margin: 40px 0 8px }
+p { margin: 4px 0 12px; max-width: 72ch }
+.soft, figcaption { color: var(--soft); font-size: 13px } figure { margin: 0 } code { font-size: 13px }
+table { border-collapse: collapse; margin: 8px 0 } td, th { padding: 4px 18px 4px 0; text-align: left;
+  border-bottom: 1px solid var(--line) } td.number { text-align: right; font-variant-numeric: tabular-nums }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 16px }
+.tile img { width: 96px; image-rendering: pixelated; border-radius: 4px; display: block }
+.right { color: var(--good) } .wrong { color: var(--bad) }
+.pair { display: flex; flex-wrap: wrap; gap: 32px }
+.map img { image-rendering: pixelated; width: 420px; max-width: 100% }
+svg { max-width: 100%; height: auto } svg text { fill: var(--soft); font: 11px system-ui, sans-serif }
+.axis { stroke: var(--line) } .curve { fill: none; stroke: var(--accent); stroke-width: 1.8 }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading, what it shows in a sentence, and its figures as HTML."""
+
+    title: str
+    text: str
+    body: str
+
+
+def write(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """Writes the report, whole or not at all."""
+    parts = [f"<h2>{html.escape(part.title)}</h2>\n<p>{html.escape(part.text)}</p>\n{part.body}" for part in sections]
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width">\n<style>{STYLE}</style>\n'
+        f'<h1>{html.escape(title)}</h1>\n<p class="soft">{html.escape(lead)}</p>\n' + "\n".join(parts) + "\n</html>\n"
+    )
+    storage.write_text(path, page)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str | Number]]) -> str:
+    """Text to the left, numbers to the right."""
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    lines = [f"<tr>{cells}</tr>"]
+    for row in rows:
+        columns = [
+            f"<td>{html.escape(value)}</td>" if isinstance(value, str) else f'<td class="number">{value:.4g}</td>'
+            for value in row
+        ]
+        lines.append(f"<tr>{''.join(columns)}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def curve(points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, level: Number | None = None) -> str:
+    """A line over its axes; `level` draws a dashed line that the eye should compare with (chance, say)."""
+    wide, high, left, bottom = 480, 220, 48, 28
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    y_values = ys + ([level] if level is not None else [])
+    x_low, x_high, y_low, y_high = min(xs), max(xs), min(0.0, *y_values), max(y_values)
+
+    def place(x: Number, y: Number) -> tuple[float, float]:
+        return (
+            left + (x - x_low) / ((x_high - x_low) or 1) * (wide - left - 12),
+            high - bottom - (y - y_low) / ((y_high - y_low) or 1) * (high - bottom - 16),
+        )
+
+    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in points))
+    marks = []
+    for tick in _ticks(y_low, y_high):
+        _, y = place(x_low, tick)
+        marks.append(f'<line class="axis" x1="{left}" x2="{wide - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for tick in _ticks(x_low, x_high):
+        x, _ = place(tick, y_low)
+        marks.append(f'<text x="{x:.1f}" y="{high - 10}" text-anchor="middle">{tick:g}</text>')
+    if level is not None:
+        _, y = place(x_low, level)
+        dashed = 'stroke-dasharray="4 4" stroke="var(--soft)"'
+        marks.append(f'<line {dashed} x1="{left}" x2="{wide - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    caption = f"{html.escape(y_name)} against {html.escape(x_name)}"
+    return (
+        f'<figure><svg viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{caption}">{"".join(marks)}'
+        f'<polyline class="curve" points="{line}"/></svg><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def heat(matrix: Float[np.ndarray, "row col"], caption: str) -> str:
+    """A matrix as a picture: dark is low, bright is high."""
+    low, high = float(matrix.min()), float(matrix.max())
+    level = (matrix - low) / ((high - low) or 1)
+    stops = np.array([[15, 18, 40], [45, 70, 160], [90, 170, 200], [250, 240, 170]], float)
+    place = level * (len(stops) - 1)
+    below = np.minimum(place.astype(int), len(stops) - 2)
+    part = (place - below)[..., None]
+    pixels = (stops[below] * (1 - part) + stops[below + 1] * part).astype(np.uint8)
+    return (
+        f'<figure class="map"><img alt="{html.escape(caption)}" src="{png(pixels.transpose(2, 0, 1))}">'
+        f"<figcaption>{html.escape(caption)} ({low:.2f} to {high:.2f})</figcaption></figure>"
+    )
+
+
+def tiles(pictures: UInt8[np.ndarray, "image 3 height width"], notes: Sequence[str]) -> str:
+    """Pictures in a grid, each over its note (HTML)."""
+    parts = [f'<div class="tile"><img alt="" src="{png(p)}">{note}</div>' for p, note in zip(pictures, notes)]
+    return f'<div class="tiles">{"".join(parts)}</div>'
+
+
+def png(pixels: UInt8[np.ndarray, "3 height width"]) -> str:
+    """Pixels as a data URL."""
+    out = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(out, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _ticks(low: Number, high: Number) -> list[Number]:
+    """Four or so round numbers between low and high."""
+    span = (high - low) or 1.0
+    step = 10 ** math.floor(math.log10(span / 4))
+    step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= 5)
+    first = math.ceil(low / step)
+    return [round(step * number, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]

@@ -1,0 +1,95 @@
+"""`openvocab train`: from a recipe to a trained, saved and measured model; the same words resume it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openvocab import config, loading, progress, storage, systems
+from openvocab.clip.architectures import architecture
+from openvocab.clip.model import CLIPConfig
+from openvocab.system import Recipe, System
+from openvocab.train import distributed
+from openvocab.train.fit import fit
+
+
+def train_system(
+    name: str,
+    out: Path,
+    *,
+    size: str = "small",
+    data: str | None = None,
+    init: str | None = None,
+    arch: str | None = None,
+    settings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Trains a system into `out` and returns its evaluation; `out/model` is what `ov.load` opens.
+
+    Raises:
+        ValueError: an unknown system, size, architecture or setting, or `out` holds a run of another configuration.
+    """
+    group = distributed.init()
+    system = systems.get(name)
+    recipe = plan(system, size=size, data=data, arch=arch, settings=settings)
+    start = loading.load(init) if init else None
+    if distributed.rank(group) == 0:
+        check_folder(out, recipe)
+    model, stages = system.prepare(recipe, init=start, folder=out)  # type: ignore[misc]
+    origin = start.fingerprint if start is not None else ""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    fitted = fit(model, *stages, out=out, identity=storage.fingerprint(config.to_dict(recipe), origin), device=device)
+    model.eval()
+    evaluation = next((row["evaluation"] for row in reversed(fitted.rows) if "evaluation" in row), {})
+    if distributed.rank(group) == 0:
+        model.save(out / "model")
+        progress.note(f"wrote {out / 'model'}")
+    distributed.barrier(group)
+    return {
+        "system": name,
+        "model": str(out / "model"),
+        "fingerprint": model.fingerprint,
+        "steps": sum(stage.config.steps for stage in stages),
+        "seconds": fitted.seconds,
+        "evaluation": evaluation,
+        "findings": list(fitted.findings),
+    }
+
+
+def plan(system: System, *, size: str, data: str | None, arch: str | None, settings: Sequence[str]) -> Recipe[Any]:
+    """The recipe of a size with everything that was asked for put in."""
+    if system.recipe is None or system.prepare is None:
+        raise ValueError(f"{system.name} needs no training")
+    if size not in system.sizes:
+        raise ValueError(f"{system.name} has no size {size!r}; it has {', '.join(system.sizes)}")
+    recipe = system.recipe(size, data or "scenes")
+    if arch is not None:
+        if not isinstance(recipe.model, CLIPConfig):
+            raise ValueError(f"--arch names a CLIP; {system.name} takes its own sizes: {', '.join(system.sizes)}")
+        recipe = replace(recipe, model=architecture(arch))
+    return config.override(recipe, settings)
+
+
+def check_folder(out: Path, recipe: Recipe[Any]) -> None:
+    """Keeps the recipe beside the run.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe; names the first setting that differs.
+    """
+    path = out / "recipe.json"
+    wanted = config.to_dict(recipe)
+    if path.exists():
+        found = storage.read_json(path)
+        if difference := _difference(found, wanted):
+            raise ValueError(f"{out} holds another run ({difference}); choose another --out or delete it")
+    storage.write_json(path, wanted)
+
+
+def _difference(found: Any, wanted: Any, path: str = "") -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in wanted:
+            if inner := _difference(found.get(name), wanted[name], f"{path}.{name}" if path else name):
+                return inner
+        return ""
+    return "" if found == wanted else f"{path} was {found}, now {wanted}"

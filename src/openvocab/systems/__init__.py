@@ -1,0 +1,26 @@
+"""One file per paper; a system's name is its file's name."""
+
+import difflib
+import importlib
+import pkgutil
+
+from openvocab.system import System
+
+
+def names() -> list[str]:
+    """All systems, alphabetically."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get(name: str) -> System:
+    """The system's record.
+
+    Raises:
+        ValueError: there is no system of that name; the message gives the nearest.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        raise ValueError(
+            f"no system {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names())}")
+        )
+    return importlib.import_module(f"{__name__}.{name}").SYSTEM

@@ -1,0 +1,341 @@
+"""CLIP: contrastive language-image pre-training (Radford et al. 2021, arXiv 2103.00020).
+
+    L = 1/2 [CE(s I T^t, rows) + CE(s I T^t, columns)],  s = exp(logit_scale), I and T unit rows  (figure 3)
+
+Reproduced: both towers, the loss, the learned temperature with its clamp, the parameter groups, the schedule, random
+square crops. Differs from the paper: a duplicate caption in a batch is a second right answer, not a wrong one.
+
+    openvocab train clip --out run                      generated scenes, minutes on two cores
+    openvocab train clip --data pairs.tar --out run     your own pairs
+    openvocab train clip --size paper --data ...        ViT-B/32 as published
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from openvocab.blocks.resnet import ResNetConfig
+from openvocab.blocks.text import CBOWConfig, TextConfig
+from openvocab.clip.architectures import architecture
+from openvocab.clip.caption_bpe import train_tokenizer
+from openvocab.clip.engine import embed_images, embed_texts
+from openvocab.clip.folder import read
+from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.clip.objectives import contrastive_loss, sigmoid_loss
+from openvocab.clip.preprocess import PreprocessConfig
+from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
+from openvocab.clip.vocabulary import vocabulary, words_of
+from openvocab.clip.zeroshot import zero_shot_accuracy
+from openvocab.data.augment import RandomCrop, StrongAugment, Transform
+from openvocab.data.decode import to_rgb
+from openvocab.data.loader import Loader
+from openvocab.data.memory import InMemory, in_memory
+from openvocab.data.pairs import open_pairs
+from openvocab.data.scenes import open_scenes
+from openvocab.data.source import Pairs, PairsConfig
+from openvocab.metrics.retrieve import retrieval
+from openvocab.progress import track
+from openvocab.shapes import Batch, Embeds, Scalar
+from openvocab.system import Recipe, System
+from openvocab.train import distributed
+from openvocab.train.fit import FitConfig, Stage
+from openvocab.train.optim import GroupConfig, OptimConfig
+from openvocab.train.step import Losses
+from openvocab.world.scene import WorldConfig
+
+LOG_SCALE_MAX = 4.6052
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Pairs and how they become batches.
+
+    `augment`: `crop` is the paper's random square crop, `strong` is for corpora of a few thousand pictures.
+    `tokenizer`: `captions` learns a byte-level BPE of the model's vocabulary size on the captions, `clip` is CLIP's.
+    `in_memory` decodes every picture once, at the model's size.
+    """
+
+    pairs: PairsConfig = PairsConfig(source="scenes")
+    batch_size: int = 128
+    workers: int = 0
+    augment: Literal["crop", "strong"] = "crop"
+    tokenizer: Literal["captions", "clip"] = "captions"
+    in_memory: bool = True
+    num_scenes: int = 20_000
+    world: WorldConfig = WorldConfig()
+
+
+PIXELS = PreprocessConfig(image_size=32, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
+
+SIZES = {
+    "tiny": CLIPConfig(
+        image=ResNetConfig(
+            image_size=32, layers=(1, 1), channels=8, heads=0, block="basic", stem_stride=4, pool="mean"
+        ),
+        text=TextConfig(vocabulary_size=320, context_length=40, dim=32, layers=1, heads=2, mlp_dim=64, end_id=319),
+        embed_dim=32,
+        preprocess=PIXELS,
+    ),
+    "small": CLIPConfig(
+        image=ResNetConfig(
+            image_size=32, layers=(1, 1), channels=64, heads=0, block="basic", stem_stride=4, pool="mean"
+        ),
+        text=TextConfig(vocabulary_size=512, context_length=40, dim=64, layers=1, heads=4, mlp_dim=256, end_id=511),
+        embed_dim=64,
+        preprocess=PIXELS,
+    ),
+    "paper": architecture("ViT-B-32-quickgelu"),
+}
+
+
+def build(config: CLIPConfig | str, clip: CLIP | None = None) -> CLIP:
+    """A freshly initialised model of a config or a size; `clip` is not used: CLIP needs no other."""
+    return CLIP(SIZES[config] if isinstance(config, str) else config)
+
+
+def embed(model: CLIP, batch: Batch) -> dict[str, Embeds]:
+    """Unit rows of both towers."""
+    return {"image": model.encode_image(batch["images"]), "text": model.encode_text(batch["tokens"])}
+
+
+def loss(model: CLIP, batch: Batch, embeds: dict[str, Embeds]) -> Losses:
+    """Symmetric InfoNCE, or the sigmoid loss for a model with a bias; over all ranks, duplicates as positives."""
+    ids = {"image_ids": batch["image_ids"], "text_ids": batch["text_ids"], "group": distributed.world()}
+    if model.logit_bias is None:
+        value = contrastive_loss(embeds["image"], embeds["text"], model.logit_scale, **ids)
+    else:
+        value = sigmoid_loss(embeds["image"], embeds["text"], model.logit_scale, model.logit_bias, **ids)
+    return {"loss": value, "diag/scale": model.scale(), **_spread(embeds)}
+
+
+def example(model: CLIP, rows: int) -> Batch:
+    """A batch of noise in the shape of a real one."""
+    config = model.config
+    size, text = config.image.image_size, config.text
+    tokens = torch.randint(1, text.vocabulary_size - 2, (rows, text.context_length))
+    if isinstance(text, TextConfig):
+        tokens[:, -1] = text.end_id
+    ids = torch.arange(rows)
+    return {"images": torch.randn(rows, 3, size, size), "tokens": tokens, "image_ids": ids, "text_ids": ids}
+
+
+def constrain(model: CLIP) -> None:
+    """Clamps the temperature of a softmax model to [0, ln 100] after a step (section 2.5)."""
+    if model.logit_bias is None:
+        with torch.no_grad():
+            model.logit_scale.clamp_(0.0, LOG_SCALE_MAX)
+
+
+def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
+    """The training run of a size, on generated scenes or on the pairs of `source`.
+
+    Small ResNets learn several times faster when their convolutions are stepped by Muon; the rest stays with AdamW.
+    """
+    pairs = PairsConfig(source=source)
+    if size == "paper":
+        return Recipe(
+            model=SIZES[size],
+            data=DataConfig(pairs=pairs, batch_size=32_768, workers=8, tokenizer="clip", in_memory=False),
+            optim=OptimConfig(lr=5e-4, warmup_steps=2000),
+            fit=FitConfig(steps=390_625, precision="bfloat16"),
+            groups=(GroupConfig(),),
+        )
+    optim = OptimConfig(lr=4e-3, weight_decay=0.1, schedule="linear")
+    convolutions = GroupConfig(
+        name="convolutions",
+        prefixes=("image.stages.",),
+        min_axes=4,
+        optim=replace(optim, method="muon", lr=0.06, betas=(0.9, 0.0), weight_decay=0.0),
+    )
+    tiny = size == "tiny"
+    return Recipe(
+        model=SIZES[size],
+        data=DataConfig(pairs=pairs, batch_size=32 if tiny else 64, num_scenes=500 if tiny else 20_000),
+        optim=optim,
+        fit=FitConfig(steps=30 if tiny else 2000, checkpoint_every_steps=200),
+        groups=(convolutions, GroupConfig()),
+    )
+
+
+def prepare(
+    recipe: Recipe[CLIPConfig], init: CLIP | None = None, folder: Path | None = None
+) -> tuple[CLIP, tuple[Stage]]:
+    """Opens the data, learns or takes the tokenizer, builds the model (or goes on from `init`), assembles the stage.
+
+    Args:
+        folder: where unreadable samples are listed (`quarantine.jsonl`).
+    """
+    pairs = open_data(recipe.data, recipe.model, recipe.fit.seed)
+    if init is not None:
+        if init.tokenizer is None:
+            raise ValueError(f"{init.name} has no tokenizer: its captions cannot be read")
+        model, tokenizer = init, init.tokenizer
+    else:
+        tokenizer = _tokenizer(recipe, pairs)
+        torch.manual_seed(recipe.fit.seed)
+        model = CLIP(replace(recipe.model, text=_fitted(recipe.model.text, tokenizer)))
+        model.tokenizer = tokenizer
+    model.trained_on = {"source": Path(recipe.data.pairs.source).name, "pairs": len(pairs), "words": words(pairs)}
+    group = distributed.world()
+    loader = Loader(
+        pairs,
+        transform(recipe.data, model),
+        partial(tokenizer, context_length=model.config.text.context_length),
+        batch_size=recipe.data.batch_size,
+        seed=recipe.fit.seed,
+        workers=recipe.data.workers,
+        rank=distributed.rank(group),
+        world_size=distributed.world_size(group),
+        trim=not isinstance(model.config.text, TextConfig) or model.config.text.causal,
+        quarantine=folder / "quarantine.jsonl" if folder else None,
+    )
+    stage = Stage(
+        name="clip",
+        data=loader,
+        loss=loss,
+        embed=embed,
+        constrain=constrain,
+        optim=recipe.optim,
+        config=recipe.fit,
+        groups=recipe.groups,
+    )
+    return model, (stage,)
+
+
+def open_data(data: DataConfig, model: CLIPConfig, seed: int) -> Pairs:
+    """The pairs of a recipe, decoded into memory where it says so."""
+    if data.pairs.source == "scenes":
+        return open_scenes(data.num_scenes, world=data.world, seed=seed)
+    pairs = open_pairs(data.pairs)
+    return in_memory(pairs, model.image.image_size, alpha=data.augment == "strong") if data.in_memory else pairs
+
+
+def transform(data: DataConfig, model: CLIP) -> Transform:
+    """Training pixels as the model's preprocessing normalises them."""
+    pixels = model.preprocessing
+    kind = RandomCrop if data.augment == "crop" else StrongAugment
+    return kind(size_px=pixels.image_size, mean=pixels.mean, std=pixels.std)
+
+
+def words(pairs: Pairs, limit: int = 50_000) -> list[str] | None:
+    """The words of the captions, alphabetically; None above `limit`, where a list no longer says anything."""
+    seen: set[str] = set()
+    for text in _texts(pairs):
+        seen.update(words_of(text))
+        if len(seen) > limit:
+            return None
+    return sorted(seen)
+
+
+def _texts(pairs: Pairs) -> Sequence[str]:
+    if isinstance(pairs, InMemory):
+        return pairs.texts
+    return [text for index in range(len(pairs)) for text in pairs.captions(index)]
+
+
+def _tokenizer(recipe: Recipe[CLIPConfig], pairs: Pairs) -> Tokenizer:
+    if recipe.data.tokenizer == "clip":
+        return CLIPTokenizer()
+    text = recipe.model.text
+    return train_tokenizer(_texts(pairs), text.vocabulary_size, text.context_length)
+
+
+def _fitted(text: TextConfig | CBOWConfig, tokenizer: Tokenizer) -> TextConfig | CBOWConfig:
+    """The text tower for this tokenizer's ids; a small corpus may fill less of the vocabulary than was asked for."""
+    if isinstance(text, CBOWConfig):
+        skip = tuple(i for i in (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id) if i is not None)
+        return replace(text, vocabulary_size=tokenizer.vocabulary_size, skip_ids=skip)
+    assert tokenizer.end_id is not None
+    return replace(text, vocabulary_size=tokenizer.vocabulary_size, end_id=tokenizer.end_id)
+
+
+@torch.no_grad()
+def _spread(embeds: dict[str, Embeds]) -> dict[str, Scalar]:
+    """How far the rows of each tower spread: mean cosine of different rows, and effective rank tr(C)^2 / tr(C^2)."""
+    out = {}
+    for tower, rows in embeds.items():
+        rows = F.normalize(rows.detach().float(), dim=-1)
+        count = len(rows)
+        mean = rows.mean(0)
+        centred = rows - mean
+        covariance = centred.T @ centred
+        out[f"diag/{tower}_mean_cosine"] = (count * mean.square().sum() - 1) / max(1, count - 1)
+        out[f"diag/{tower}_rank"] = covariance.trace().square() / covariance.square().sum().clamp_min(1e-12)
+    return out
+
+
+def evaluate(model: CLIP, pairs: Pairs, task: str = "zeroshot", templates: tuple[str, ...] = ()) -> dict[str, float]:
+    """Figures of a model on pairs; pictures that cannot be read are left out and counted under `broken`.
+
+    Args:
+        task: `zeroshot` (the nearest class name wins: top1, top5, mean_per_class) or `retrieval` (recalls both
+            ways, several captions a picture).
+
+    Raises:
+        ValueError: an unknown task, or pairs without classes for zero-shot.
+    """
+    if task == "zeroshot":
+        return _zero_shot(model, pairs, templates)
+    if task == "retrieval":
+        return _retrieval(model, pairs)
+    raise ValueError(f"task {task!r}: expected zeroshot or retrieval")
+
+
+def _zero_shot(model: CLIP, pairs: Pairs, templates: str | Sequence[str]) -> dict[str, float]:
+    labelled = [index for index in range(len(pairs)) if pairs.label(index) is not None]
+    if not labelled or not pairs.classnames:
+        raise ValueError(f"{pairs.source}: has no classes for --task zeroshot; --task retrieval needs captions only")
+    rows, embeds = _embedded(model, pairs, labelled)
+    targets = torch.tensor([pairs.label(index) for index in rows])
+    figures = zero_shot_accuracy(embeds, targets, vocabulary(model, list(pairs.classnames), templates))
+    return figures | {"pictures": float(len(rows)), "broken": float(len(labelled) - len(rows))}
+
+
+def _retrieval(model: CLIP, pairs: Pairs) -> dict[str, float]:
+    rows, embeds = _embedded(model, pairs, range(len(pairs)))
+    captions = [(place, text) for place, index in enumerate(rows) for text in pairs.captions(index)]
+    texts = embed_texts(model, [text for _, text in captions])
+    figures = retrieval(embeds, texts, torch.tensor([place for place, _ in captions]))
+    return figures | {
+        "pictures": float(len(rows)),
+        "texts": float(len(captions)),
+        "broken": float(len(pairs) - len(rows)),
+    }
+
+
+def _embedded(model: CLIP, pairs: Pairs, wanted: Sequence[int], chunk: int = 256) -> tuple[list[int], Embeds]:
+    """Which samples could be read, and a unit row for each."""
+    rows: list[int] = []
+    embeds = []
+    for start in track(range(0, len(wanted), chunk), f"embedding {pairs.source}", unit="chunk"):
+        pictures = []
+        for index in wanted[start : start + chunk]:
+            try:
+                pictures.append(to_rgb(pairs.image(index)))
+                rows.append(index)
+            except ValueError:
+                continue
+        embeds.append(embed_images(model, pictures))
+    return rows, torch.cat(embeds)
+
+
+SYSTEM = System(
+    name="clip",
+    title="CLIP",
+    paper="arXiv 2103.00020",
+    sizes=SIZES,
+    build=build,
+    loss=loss,
+    embed=embed,
+    recipe=recipe,
+    prepare=prepare,
+    evaluate=evaluate,
+    example=example,
+    load=read,
+    parameters={"paper": 151_277_313},
+)

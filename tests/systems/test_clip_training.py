@@ -1,0 +1,173 @@
+"""Acceptance of the training of CLIP itself: exact accumulation, exact ranks, exact resume after kill -9."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from openvocab.blocks.text import TextConfig
+from openvocab.blocks.vit import ViTConfig
+from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.systems import clip as system
+from openvocab.train.optim import GroupConfig, OptimConfig
+from openvocab.train.step import Step, StepConfig
+
+
+def small(dropout: float, patch_dropout: float) -> CLIP:
+    torch.manual_seed(0)
+    image = ViTConfig(
+        image_size=32, patch_size=8, dim=32, layers=2, heads=2, mlp_dim=64, dropout=dropout, patch_dropout=patch_dropout
+    )
+    text = TextConfig(
+        vocabulary_size=64, context_length=12, dim=32, layers=2, heads=2, mlp_dim=64, end_id=63, dropout=dropout
+    )
+    return CLIP(CLIPConfig(image=image, text=text, embed_dim=16)).double()
+
+
+def batch(rows: int) -> dict[str, torch.Tensor]:
+    noise = torch.Generator().manual_seed(1)
+    tokens = torch.randint(1, 62, (rows, 12), generator=noise)
+    tokens[:, -1] = 63
+    captions = torch.randint(0, rows // 2, (rows,), generator=noise)  # so that some captions repeat
+    return {
+        "images": torch.randn(rows, 3, 32, 32, generator=noise, dtype=torch.float64),
+        "tokens": tokens,
+        "image_ids": torch.arange(rows),
+        "text_ids": captions,
+    }
+
+
+def step_of(model: CLIP, accumulate: int) -> Step:
+    return Step(
+        model,
+        system.loss,
+        system.embed,
+        config=StepConfig(accumulate=accumulate),
+        optim=OptimConfig(),
+        groups=(GroupConfig(),),
+        steps=10,
+        seed=3,
+        constrain=system.constrain,
+    )
+
+
+def gradients(model: CLIP) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("dropout", "patch_dropout"), [(0.0, 0.0), (0.3, 0.5)])
+def test_accumulation_equals_the_same_chunks_in_one_graph(dropout, patch_dropout):
+    model, pairs = small(dropout, patch_dropout).train(), batch(14)
+    step = step_of(model, accumulate=4)
+    step._gradients(pairs, 2)
+    ours = gradients(model)
+    model.zero_grad()
+    parts = []
+    for number, rows in enumerate(torch.arange(14).chunk(4)):
+        step._seed(2, number)
+        parts.append(system.embed(model, {name: value[rows] for name, value in pairs.items()}))
+    embeds = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    system.loss(model, pairs, embeds)["loss"].backward()
+    reference = gradients(model)
+    assert ours.keys() == reference.keys()
+    assert "logit_scale" in ours
+    for name in ours:
+        torch.testing.assert_close(ours[name], reference[name], rtol=0, atol=1e-10, msg=name)
+
+
+def test_accumulation_without_dropout_equals_one_full_batch():
+    model, pairs = small(0.0, 0.0).train(), batch(14)
+    step_of(model, accumulate=4)._gradients(pairs, 0)
+    ours = gradients(model)
+    model.zero_grad()
+    step_of(model, accumulate=1)._gradients(pairs, 0)
+    for name, value in gradients(model).items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-10, msg=name)
+
+
+RANKS = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+import test_clip_training as t
+from openvocab.train import distributed
+torch.set_num_threads(1)
+group = distributed.init()
+rank, world = distributed.rank(group), distributed.world_size(group)
+model, pairs = t.small(0.0, 0.0).train(), t.batch(12)
+mine = {{name: value.chunk(world)[rank] for name, value in pairs.items()}}
+step = t.step_of(model, accumulate={accumulate})
+for index in range(3):
+    step(mine, index)
+if rank == 0:
+    torch.save(model.state_dict(), {out!r})
+distributed.shutdown()
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_two_gloo_ranks_equal_one_process(tmp_path, accumulate):
+    model = small(0.0, 0.0).train()
+    step = step_of(model, accumulate=1)
+    for index in range(3):
+        step(batch(12), index)
+    program = tmp_path / "ranks.py"
+    out = str(tmp_path / "weights.pt")
+    program.write_text(RANKS.format(tests=os.path.dirname(__file__), accumulate=accumulate, out=out))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(program)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for name, value in torch.load(out, weights_only=True).items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_minus_9_at_random_steps_and_the_same_command_give_the_same_bytes(tmp_path, workers):
+    steps = 150
+    settings = [f"fit.steps={steps}", "fit.checkpoint_every_steps=7", f"data.workers={workers}", "data.num_scenes=200"]
+    settings += [
+        "fit.log_every_steps=1",
+        'model.image={"kind": "ViTConfig", "image_size": 32, "patch_size": 8, "dim": 16,'
+        ' "layers": 1, "heads": 2, "mlp_dim": 16, "dropout": 0.1, "patch_dropout": 0.25}',
+    ]
+    command = [sys.executable, "-m", "openvocab.cli", "train", "clip", "--size", "tiny"]
+    for setting in settings:
+        command += ["--set", setting]
+    environment = os.environ | {"OPENVOCAB_QUIET": "1", "OMP_NUM_THREADS": "1"}
+
+    def start(folder: str) -> subprocess.Popen:
+        return subprocess.Popen([*command, "--out", str(tmp_path / folder)], env=environment, stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    dice = torch.Generator().manual_seed(workers)
+    deaths = torch.randint(5, steps - 5, (5,), generator=dice).sort().values.tolist()
+    log = tmp_path / "killed" / "log.jsonl"
+    for death in deaths:
+        process = start("killed")
+        while not log.exists() or len(log.read_text().splitlines()) < death:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("killed").wait() == 0
+    names = ("whole/checkpoint.safetensors", "killed/checkpoint.safetensors", "whole/model", "killed/model")
+    first, second, whole, killed = (tmp_path / name for name in names)
+    assert first.read_bytes() == second.read_bytes()
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+
+
+def test_the_temperature_is_clamped_after_the_step_for_softmax_models_only():
+    model = small(0.0, 0.0)
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+    system.constrain(model)
+    assert model.scale().item() == pytest.approx(100.0, rel=1e-4)
+    sigmoid = CLIP(replace(model.config, logit_bias_init=-10.0))
+    with torch.no_grad():
+        sigmoid.logit_scale.fill_(9.0)
+    system.constrain(sigmoid)
+    assert sigmoid.logit_scale.item() == 9.0

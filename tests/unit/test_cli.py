@@ -1,0 +1,114 @@
+import json
+
+import pytest
+
+from openvocab.cli import run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["clasify"], "Did you mean 'classify'"),
+        (["classify", "x.png"], "--labels"),
+        (["systems", "--jsn"], "--json"),
+        (["classify", "x.png", "--labels", "a,b"], "--model demo"),
+        (["train", "clip"], "--out"),
+        (["convert", "a", "b"], "--to"),
+    ],
+)
+def test_bad_usage_exits_2_and_names_what_is_right(arguments, named, capsys):
+    assert run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert named in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "clop", "--out", "{}/run"], "did you mean 'clip'"),
+        (["train", "clip", "--size", "huge", "--out", "{}/run"], "tiny, small, paper"),
+        (["train", "clip", "--set", "optim.lrr=1", "--out", "{}/run"], "nearest is 'lr'"),
+        (["train", "clip", "--arch", "ViT-B-23", "--out", "{}/run"], "ViT-B-32"),
+        (["train", "clip", "--data", "{}/none.tar", "--out", "{}/run"], "none.tar"),
+        (["doctor", "{}/none"], "holds no training run"),
+        (["inspect", "{}/none"], "none"),
+        (["score", "{}/none.png", "a", "--model", "{}/none"], "none"),
+    ],
+)
+def test_bad_input_exits_1_with_one_line(arguments, named, capsys, tmp_path):
+    assert run([argument.format(tmp_path) for argument in arguments]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert named in said.err
+
+
+def test_systems_lists_the_family_as_json(capsys):
+    assert run(["systems", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["systems"]
+    assert {"name": "clip", "title": "CLIP", "paper": "arXiv 2103.00020"} in listed
+
+
+TINY = ["--size", "tiny", "--set", "fit.steps=6", "--set", "data.num_scenes=64", "--json"]
+
+
+def test_train_inspect_score_classify_embed_convert_and_doctor(tmp_path, capsys, monkeypatch):
+    from PIL import Image
+
+    run_folder = str(tmp_path / "run")
+    assert run(["train", "clip", "--out", run_folder, *TINY]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["steps"] == 6
+
+    assert run(["train", "clip", "--out", run_folder, *TINY]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["fingerprint"] == trained["fingerprint"]
+    assert run(["train", "clip", "--out", run_folder, *TINY, "--set", "optim.lr=1"]) == 1
+    assert "optim.lr was 0.004, now 1" in capsys.readouterr().err
+
+    model = trained["model"]
+    assert run(["inspect", model, "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described["fingerprint"] == trained["fingerprint"]
+
+    picture = tmp_path / "p" / "red.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (40, 30), "red").save(picture)
+    (tmp_path / "p" / "broken.png").write_bytes(b"not a picture")
+    assert run(["score", str(picture), "a red circle", "a blue ring", "--model", model, "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert {row["text"] for row in scored["texts"]} == {"a red circle", "a blue ring"}
+    assert scored["model"]["fingerprint"] == trained["fingerprint"]
+
+    monkeypatch.setenv("OPENVOCAB_MODEL", model)
+    assert run(["classify", str(picture), "--labels", "red circle,blue zeppelin", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["unseen_words"] == {"blue zeppelin": ["zeppelin"]}
+    assert sum(p for _, p in answer["pictures"][0]["labels"]) == pytest.approx(1.0, abs=1e-5)
+
+    assert run(["embed", str(tmp_path / "p"), "--out", str(tmp_path / "vectors"), "--json"]) == 0
+    embedded = json.loads(capsys.readouterr().out)
+    assert embedded["pictures"] == 1
+    assert list(embedded["failures"]) == ["broken.png"]
+
+    assert run(["doctor", run_folder, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"] == []
+
+    assert run(["convert", model, str(tmp_path / "hf"), "--to", "hf"]) == 1
+    assert "hf" in capsys.readouterr().err
+    assert run(["convert", model, str(tmp_path / "copy"), "--to", "openvocab", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layout"] == "openvocab"
+
+
+def test_a_default_model_is_kept(tmp_path, capsys):
+    assert run(["train", "clip", "--out", str(tmp_path / "run"), *TINY]) == 0
+    model = str(tmp_path / "run" / "model")
+    assert run(["inspect", model, "--default"]) == 0
+    capsys.readouterr()
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    assert run(["score", str(tmp_path / "red.png"), "a red circle"]) == 0
+    assert "a red circle" in capsys.readouterr().out
