@@ -148,9 +148,9 @@ def _open(path: Path, verify: bool, architecture: str | None) -> CLIP:
 def _open_file(path: Path, architecture: str | None) -> CLIP:
     """A file on its own: OpenAI's say what they are, others need the name of their architecture."""
     state, openai = read_weights(path)
+    published = _published_name(path) if openai else None
     if openai:
-        config = infer_config(state)
-        name = _published_name(path) or path.stem
+        config, name = infer_config(state), published or path.stem
         asked = config if architecture is None else architectures.architecture(architecture)
         if (asked.image, asked.text) != (config.image, config.text):
             warn(f"{path} is OpenAI's kind of file, with quick_gelu: architecture {architecture!r} is put aside")
@@ -163,7 +163,7 @@ def _open_file(path: Path, architecture: str | None) -> CLIP:
     else:
         config, name = architectures.architecture(architecture), f"{architecture} {path.name}"
     clip = build(config, state, where=path)
-    if openai and name.startswith("openai "):
+    if published:
         clip.trained_on = {"data": "WebImageText, 400 million pairs (OpenAI)"}
     if config.text.vocabulary_size == CLIP_VOCABULARY_SIZE:  # what lies beside a lone file need not belong to it
         return _finish(clip, name, CLIPTokenizer(config.text.context_length))

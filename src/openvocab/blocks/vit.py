@@ -153,7 +153,7 @@ class ViT(nn.Module):
         """The tower above its stem."""
         image, _, rows, cols = patches.shape
         positions = resample_grid(self.positions, self.config.grid, (rows, cols))
-        x = patches.flatten(2).transpose(1, 2)
+        x = patches.flatten(2).transpose(1, 2).contiguous()
         lead = int(self.class_token is not None)
         x = x + positions[lead:]
         if self.training and self.config.patch_dropout:

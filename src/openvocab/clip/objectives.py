@@ -156,5 +156,5 @@ def _sum_of_equals(keys: Float[Tensor, "key value"], groupings: Groupings, own: 
     for sign, labels in groupings:
         members = keys[: len(labels)]
         sums = keys.new_zeros(len(labels), keys.shape[1]).index_add(0, labels[: len(members)], members)
-        total = total.add(sums.index_select(0, labels[own]), alpha=sign)
+        total = total + sign * sums.index_select(0, labels[own])
     return total

@@ -118,15 +118,15 @@ class StrongAugment:
     mean: Triple
     std: Triple
     rotate_deg: float = 15.0
-    zoom: tuple[float, float] = (0.85, 1.15)
-    stretch: float = 0.1
+    zoom: tuple[float, float] = (0.85, 1.3)
+    stretch: float = 0.15
     shift: float = 0.1
-    elastic: float = 0.03
+    elastic: float = 0.04
     flip: float = 0.0
     brightness: float = 0.15
     contrast: float = 0.25
-    saturation: float = 0.3
-    hue_deg: float = 10.0
+    saturation: float = 0.4
+    hue_deg: float = 15.0
     any_background: float = 0.3
 
     def picture(self, image: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "4 size size"]:

@@ -78,8 +78,8 @@ def run_demo(folder: Path, smoke: bool = False) -> Demo:
     began = time.perf_counter()
     trained = train_system("clip", run, size="small", settings=settings)
     clip = loading.load(run / "model")
-    held_out, seen = _examined(clip, True), _examined(clip, False)
-    pairs = _pairs(clip)
+    held_out, seen = examine(clip, held_out=True), examine(clip, held_out=False)
+    pairs = retrieve(clip)
     demo = Demo(
         held_out_single=held_out.single,
         held_out_ensemble=held_out.ensemble,
@@ -99,7 +99,7 @@ def run_demo(folder: Path, smoke: bool = False) -> Demo:
 
 
 @dataclass(frozen=True)
-class _Examined:
+class Examined:
     """The zero-shot examination on balanced one-object scenes."""
 
     pictures: UInt8[np.ndarray, "image 3 height width"]
@@ -110,14 +110,15 @@ class _Examined:
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class Retrieved:
     """Retrieval among scenes of any kind and one caption each."""
 
     scores: dict[str, float]
     similarity: Float[np.ndarray, "image text"]
 
 
-def _examined(clip: CLIP, held_out: bool) -> _Examined:
+def examine(clip: CLIP, held_out: bool) -> Examined:
+    """Zero-shot over balanced one-object scenes of the held-out pairs, or of the seen ones; always 64-way."""
     unseen = held_out_classes("H1")
     chosen = unseen if held_out else np.setdiff1d(np.arange(len(CLASSES)), unseen)
     labels = np.repeat(chosen, PER_CLASS)
@@ -126,15 +127,16 @@ def _examined(clip: CLIP, held_out: bool) -> _Examined:
     targets = torch.from_numpy(labels)
     single = embeds @ class_embeds(clip, PROMPTS[1:2]).T
     ensemble = embeds @ class_embeds(clip, PROMPTS).T
-    return _Examined(pictures, targets, ensemble, top_k_accuracy(single, targets), top_k_accuracy(ensemble, targets))
+    return Examined(pictures, targets, ensemble, top_k_accuracy(single, targets), top_k_accuracy(ensemble, targets))
 
 
-def _pairs(clip: CLIP) -> _Pairs:
+def retrieve(clip: CLIP) -> Retrieved:
+    """Recalls both ways among scenes of any kind."""
     scenes = draw_scenes(RETRIEVED, WorldConfig(), seed=TEST_SEED + 1)
     images = encode_pictures(clip, render(scenes, clip.preprocessing.image_size))
     captions = embed_texts(clip, described(scenes))
     scores = retrieval(images, captions, torch.arange(len(images)))
-    return _Pairs(scores, (images @ captions.T).numpy())
+    return Retrieved(scores, (images @ captions.T).numpy())
 
 
 def described(scenes: Scenes) -> list[str]:
@@ -156,7 +158,7 @@ def encode_pictures(clip: CLIP, pictures: UInt8[np.ndarray, "image 3 height widt
         return torch.cat([clip.encode_image(part) for part in ((pixels - mean) / std).split(256)]).clone()
 
 
-def _write(demo: Demo, run: Path, held_out: _Examined, pairs: _Pairs) -> None:
+def _write(demo: Demo, run: Path, held_out: Examined, pairs: Retrieved) -> None:
     rows = [row for row in log.read(run / "log.jsonl") if "loss" in row]
     batch = loading.describe(run / "model")
     predicted = held_out.scores.argmax(1)

@@ -1,0 +1,207 @@
+"""Speedrun: seconds from random weights to a CLIP that names colour-shape pairs it never saw.
+
+    python benchmarks/speedrun.py --track pairs --seeds 10 --threads 2
+
+Two tracks. `pairs`: at least 95 % zero-shot on the sixteen held-out pairs (H1, 64-way). `both`: that, and at least 90 %
+on choosing between the caption of a two-object scene and the same caption with its colours exchanged, in one model.
+
+The clock runs over all that a training needs: the tokenizer, the model, scenes, captions, steps; it stops before the
+examination, whose scenes come from streams of their own. A recipe has a fixed number of steps and counts when its mean
+over the seeds reaches the goals. Held-out pairs occur in no training picture and no training caption, exchanged ones
+included; nothing but captions says what a picture shows. Seeds that benchmarks/results/speedrun.json already holds for
+the same recipe and machine are not run again.
+"""
+
+import argparse
+import datetime
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from harness import RESULTS, machine
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from openvocab import config, progress, storage
+from openvocab.blocks.resnet import ResNetConfig
+from openvocab.blocks.text import CBOWConfig, TextFeatures
+from openvocab.clip.caption_bpe import train_tokenizer
+from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.clip.objectives import contrastive_loss
+from openvocab.shapes import Batch, ImageEmbeds, Images, Tokens
+from openvocab.train.optim import GroupConfig, OptimConfig
+from openvocab.train.step import Losses, Step, StepConfig
+from openvocab.world.caption import CaptionConfig, captions, fill_prompt, swap_colours
+from openvocab.world.render import render
+from openvocab.world.scene import CLASSES, Scenes, WorldConfig, class_scenes, draw_scenes, held_out_classes
+
+HELD_OUT = held_out_classes("H1")
+PLAIN = CaptionConfig(opening=0, style=0, size=0, texture=0, background=0, place=0, count=0, drop=0, synonym=0, bare=0)
+"""Objects by colour and shape, two of them in relation or joined by "and"; nothing else is said."""
+TEST_SEED, PER_CLASS, SWAPS = 20_261, 100, 2_000
+CHUNK = 1_024  # scenes drawn at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeConfig:
+    """One training."""
+
+    world: WorldConfig
+    exchange: bool
+    """Captions with exchanged colours are further negatives, and the text tower joins neighbouring words."""
+    steps: int
+    batch_size: int = 32
+    channels: int = 32
+    embed_dim: int = 64
+    lr: float = 4e-3
+    muon_lr: float = 0.12
+    sizes_px: tuple[int, ...] = (32,)
+    """Sides of the pictures, each for an equal part of the steps."""
+
+
+TRACKS = {
+    "pairs": RecipeConfig(world=WorldConfig(max_objects=1, share_single=1.0, colour_jitter=0.25), exchange=False, steps=500),
+    "both": RecipeConfig(world=WorldConfig(share_single=0.4, colour_jitter=0.25), exchange=True, steps=2000),
+}
+GOALS = {"pairs": {"pairs": 0.95}, "both": {"pairs": 0.95, "exchanged": 0.90}}
+
+
+class Bigrams(nn.Module):
+    """A bag of neighbouring words: the mean over t of A x_{t-1} * B x_t + C x_t, element by element.
+
+    The product joins a colour to the shape after it, which a bag of words cannot. As a function of the colour times a
+    function of the shape it holds for pairs that were never read together, which a deep transformer learns by heart.
+    """
+
+    def __init__(self, config: CBOWConfig, embed_dim: int, products: int = 256):
+        super().__init__()
+        self.skip_ids = config.skip_ids
+        self.embedding = nn.Embedding(config.vocabulary_size, config.dim)
+        self.left = nn.Linear(config.dim, products, bias=False)
+        self.here = nn.Linear(config.dim, products)
+        self.word = nn.Linear(config.dim, products)
+        self.projection = nn.Linear(products, embed_dim, bias=False)
+
+    def forward(self, ids: Tokens, *, tokens: bool = True) -> TextFeatures:
+        words = torch.stack([ids != skipped for skipped in self.skip_ids]).all(0).unsqueeze(-1)
+        x = self.embedding(ids) * words
+        left = nn.functional.pad(x[:, :-1], (0, 0, 1, 0))
+        features = (self.left(left) * self.here(x) + self.word(x)) * words
+        return TextFeatures(features.sum(1) / words.sum(1), features)
+
+
+def train(recipe: RecipeConfig, seed: int) -> CLIP:
+    """A model trained from random weights on scenes drawn on the way."""
+    torch.manual_seed(seed)
+    clip = build(recipe, list(next(draw(recipe, seed)).said))
+    convolutions = OptimConfig(method="muon", lr=recipe.muon_lr, weight_decay=0.0, schedule="linear")
+    step = Step(
+        clip,
+        loss,
+        None,
+        config=StepConfig(),
+        optim=OptimConfig(lr=recipe.lr, weight_decay=0.1, schedule="linear"),
+        groups=(
+            GroupConfig(name="convolutions", prefixes=("image.stages.", "image.stem."), min_axes=4, optim=convolutions),
+            GroupConfig(),
+        ),
+        steps=recipe.steps,
+        seed=seed,
+    )
+    for index, batch in enumerate(progress.track(batches(clip, recipe, seed), f"seed {seed}", recipe.steps, "step")):
+        step(batch, index)
+    return clip.eval()
+
+
+def build(recipe: RecipeConfig, said: Sequence[str]) -> CLIP:
+    tokenizer = train_tokenizer(said, 512, 40)
+    words = CBOWConfig(
+        vocabulary_size=tokenizer.vocabulary_size,
+        context_length=40,
+        dim=recipe.embed_dim,
+        skip_ids=(tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id),
+    )
+    image = ResNetConfig(
+        image_size=32, layers=(1, 1), channels=recipe.channels, heads=0, block="basic", stem_stride=4, pool="mean"
+    )
+    clip = CLIP(CLIPConfig(image=image, text=words, embed_dim=recipe.embed_dim))
+    if recipe.exchange:
+        clip.text = Bigrams(words, recipe.embed_dim)
+    clip.tokenizer = tokenizer
+    return clip
+
+
+def loss(clip: CLIP, batch: Batch) -> Losses:
+    """InfoNCE; a caption that several pictures share is encoded once and is right for all of them."""
+    texts, ids = clip.encode_text(batch["tokens"]), batch["text_ids"]
+    return {"loss": contrastive_loss(clip.encode_image(batch["images"]), texts[ids], clip.logit_scale, text_ids=ids)}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Scenes, what is said of them, and the same with colours exchanged (None: not used)."""
+
+    scenes: Scenes
+    said: list[str]
+    exchanged: list[str | None]
+
+
+def draw(recipe: RecipeConfig, seed: int) -> Iterator[Drawn]:
+    """Endless chunks of training scenes."""
+    start = 0
+    while True:
+        scenes = draw_scenes(CHUNK, recipe.world, seed, start, split="train", holdout="H1")
+        said = captions(scenes, seed, config=PLAIN)
+        exchanged = swap_colours(said, scenes) if recipe.exchange else [None] * CHUNK
+        unseen = [CLASSES[number] for number in HELD_OUT]
+        allowed = [text if text and not any(name in text for name in unseen) else None for text in exchanged]
+        yield Drawn(scenes, [caption.text for caption in said], allowed)
+        start += CHUNK
+
+
+def batches(clip: CLIP, recipe: RecipeConfig, seed: int) -> Iterator[Batch]:
+    """Batches of fresh scenes; `tokens` holds every distinct text once, `text_ids` the row of each caption."""
+    drawn = draw(recipe, seed)
+    per_chunk = CHUNK // recipe.batch_size
+    for index in range(recipe.steps):
+        if index % per_chunk == 0:
+            chunk = next(drawn)
+            size_px = recipe.sizes_px[index * len(recipe.sizes_px) // recipe.steps]
+            images = pixels(render(chunk.scenes, size_px))
+        rows = slice(index % per_chunk * recipe.batch_size, (index % per_chunk + 1) * recipe.batch_size)
+        texts = chunk.said[rows] + [text for text in chunk.exchanged[rows] if text]
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        ids = torch.tensor([row_of[text] for text in texts])
+        yield {"images": images[rows], "tokens": tokenize(clip, list(row_of)), "text_ids": ids}
+
+
+def pixels(pictures: UInt8[Tensor, "image 3 height width"]) -> Images:
+    return (torch.from_numpy(pictures).float() - 115) / 64
+
+
+def tokenize(clip: CLIP, texts: Sequence[str]) -> Tokens:
+    tokens = clip.tokenize(list(texts))
+    return tokens[:, : int((tokens != 0).sum(1).max())]
+
+
+@torch.inference_mode()
+def examine(clip: CLIP, track: str) -> dict[str, float]:
+    """Accuracies on scenes that were drawn for the test."""
+    labels = HELD_OUT.repeat(PER_CLASS)
+    images = encode(clip, class_scenes(labels, WorldConfig(), TEST_SEED))
+    names = clip.encode_text(tokenize(clip, [fill_prompt("a {}", name) for name in CLASSES]))
+    found = {"pairs": ((images @ names.T).argmax(1) == torch.from_numpy(labels)).double().mean().item()}
+    if "exchanged" in GOALS[track]:
+        scenes = draw_scenes(SWAPS, WorldConfig(share_single=0.0), TEST_SEED)
+        said = captions(scenes, TEST_SEED, config=PLAIN)
+        texts = [(true.text, false) for true, false in zip(said, swap_colours(said, scenes)) if false]
+        kept = [row for row, false in enumerate(swap_colours(said, scenes)) if false]
+        true, false = (clip.encode_text(tokenize(clip, list(side))) for side in zip(*texts))
+        margin = (encode(clip, scenes[kept]) * (true - false)).sum(1)
+        found["exchanged"] = (margin > 0).double().mean().item()
+    return found
+
+
+def encode(clip: CLIP, scenes: Scenes) -> ImageEmbeds:
+    return torch.cat([clip.encode_image(part) for part in pixels(render(scenes)).split(256)])
