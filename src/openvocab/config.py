@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 def _typed(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type that `hint` declares, or a ValueError that says what was expected."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
+    if hint is Any or isinstance(hint, TypeVar):
         return value
     if origin in (Union, types.UnionType):
         return _one_of(arguments, value, where)

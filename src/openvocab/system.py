@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
+
 if TYPE_CHECKING:
-    from openvocab.train.fit import FitConfig, Stage
-    from openvocab.train.optim import GroupConfig, OptimConfig
+    from openvocab.train.fit import Stage
 
 C = TypeVar("C")
 M = TypeVar("M")
@@ -21,9 +22,9 @@ class Recipe(Generic[C]):
 
     model: C
     data: Any
-    optim: "OptimConfig"
-    fit: "FitConfig"
-    groups: "tuple[GroupConfig, ...]"
+    optim: OptimConfig
+    fit: FitConfig
+    groups: tuple[GroupConfig, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

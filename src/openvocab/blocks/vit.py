@@ -71,7 +71,7 @@ class ImageFeatures:
     tokens: Float[Tensor, "image patch dim"]
     grid: tuple[int, int]
     layers: tuple[Float[Tensor, "image ..."], ...] = ()
-    weights: tuple[Float[Tensor, "image head query token"], ...] = ()
+    weights: tuple[Float[Tensor, "image head _ _"], ...] = ()
 
 
 class ProbePool(nn.Module):

@@ -43,8 +43,8 @@ from openvocab.progress import track
 from openvocab.shapes import Batch, Embeds, Scalar
 from openvocab.system import Recipe, System
 from openvocab.train import distributed
-from openvocab.train.fit import FitConfig, Stage
-from openvocab.train.optim import GroupConfig, OptimConfig
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
+from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
 from openvocab.world.scene import WorldConfig
 

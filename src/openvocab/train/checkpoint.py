@@ -19,7 +19,8 @@ from openvocab.progress import warn
 def save(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Writes tensors and a json record; a crash or a full disk leaves the previous file whole."""
     flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"record": json.dumps(dict(record)), "made_on": json.dumps(machine())}
+    # One entry: safetensors writes several in no fixed order, and equal runs should give equal bytes.
+    header = {"openvocab": json.dumps({"record": dict(record), "made_on": machine()})}
     with storage.atomic_path(path) as temporary:
         try:
             save_file(flat, str(temporary), metadata=header)
@@ -35,9 +36,9 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {})["openvocab"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        record, made_on = json.loads(header["record"]), json.loads(header["made_on"])
+        record, made_on = header["record"], header["made_on"]
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: not a training checkpoint of openvocab ({error})") from None
     changed = [f"{key} {made_on.get(key)} -> {now}" for key, now in machine().items() if made_on.get(key) != now]

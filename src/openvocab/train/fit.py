@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from openvocab import progress, storage
 from openvocab.shapes import Batch
 from openvocab.train import checkpoint, distributed
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.doctor import diagnose
 from openvocab.train.log import Log, Row
-from openvocab.train.optim import GroupConfig, OptimConfig, warmup_steps
+from openvocab.train.optim import warmup_steps
 from openvocab.train.step import Embed, Loss, Step, StepConfig, strip_prefix
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -34,23 +35,6 @@ class Data(Protocol):
     def stream(self, start_step: int, steps: int) -> Iterator[Batch]: ...
 
     def report(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FitConfig:
-    """How long a stage trains and what it writes on the way; `*_every_* = 0` switches that off."""
-
-    steps: int = 1000
-    seed: int = 0
-    accumulate: int = 1
-    precision: str = "float32"
-    ema_decay: float = 0.0
-    log_every_steps: int = 10
-    evaluate_every_steps: int = 0
-    checkpoint_every_steps: int = 500
-    checkpoint_every_minutes: float = 10.0
-    rewind_after_steps: int = 3
-    tensorboard: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from openvocab.shapes import Batch
 from openvocab.train import distributed
 from openvocab.train.checkpoint import optimiser_tensors, restore_optimiser
-from openvocab.train.optim import Average, GroupConfig, OptimConfig, learning_rate, make_optimiser, select_parameters
+from openvocab.train.config import GroupConfig, OptimConfig
+from openvocab.train.optim import Average, learning_rate, make_optimiser, select_parameters
 
 Losses = dict[str, Tensor]
 Embed = Callable[[Any, Batch], dict[str, Tensor]]

@@ -1,0 +1,54 @@
+"""What a training run can be told, as plain configs: the optimiser, its groups of parameters, the loop."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Decoupled weight decay on all weights that are not gains or biases (CLIP, section 2.5).
+
+    `warmup_steps=None` derives the warm-up from the run's length: a twentieth of it, at most 2,000 steps.
+    """
+
+    method: Literal["adamw", "muon"] = "adamw"
+    """`muon` (see `train.muon`) takes the first of `betas` as its momentum and is for weight matrices alone."""
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    warmup_steps: int | None = None
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: float | None = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupConfig:
+    """A named set of parameters that one optimiser steps on one key of the loss.
+
+    `prefixes` select parameters by the beginning of their names (empty: all that no other group names), of at least
+    `min_axes` axes; `optim` replaces the run's for this group. Groups may share a loss key.
+    """
+
+    name: str = "all"
+    prefixes: tuple[str, ...] = ()
+    min_axes: int = 0
+    loss: str = "loss"
+    optim: OptimConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """How long a stage trains and what it writes on the way; `*_every_* = 0` switches that off."""
+
+    steps: int = 1000
+    seed: int = 0
+    accumulate: int = 1
+    precision: str = "float32"
+    ema_decay: float = 0.0
+    log_every_steps: int = 10
+    evaluate_every_steps: int = 0
+    checkpoint_every_steps: int = 500
+    checkpoint_every_minutes: float = 10.0
+    rewind_after_steps: int = 3
+    tensorboard: bool = False
