@@ -26,6 +26,7 @@ from openvocab.blocks.resnet import ResNet, ResNetConfig
 from openvocab.blocks.text import CBOWConfig, TextConfig
 from openvocab.clip.caption_bpe import CaptionTokenizer, train_tokenizer
 from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.clip.objectives import contrastive_loss
 from openvocab.clip.preprocess import PreprocessConfig, normalize
 from openvocab.data.augment import StrongAugment
 from openvocab.data.loader import Loader
@@ -105,11 +106,14 @@ EMOJI_AUGMENT = StrongAugment(
     size_px=EMOJI_PX,
     mean=MEAN,
     std=STD,
-    zoom=(0.85, 1.3),
-    stretch=0.15,
-    elastic=0.04,
-    saturation=0.4,
-    hue_deg=15.0,
+    rotate_deg=20.0,
+    zoom=(0.8, 1.35),
+    stretch=0.2,
+    elastic=0.05,
+    brightness=0.2,
+    contrast=0.35,
+    saturation=0.5,
+    hue_deg=20.0,
 )
 
 
@@ -117,16 +121,27 @@ def emoji(seed: int, folder: Path) -> Figures:
     """Trained on names and pictures of google.tar alone; names are looked up among the pictures of twitter.tar."""
     train = in_memory(open_pairs(DATA / "emoji" / "google.tar"), EMOJI_PX, alpha=True)
     test = in_memory(open_pairs(DATA / "emoji" / "twitter.tar"), EMOJI_PX)
-    tokenizer = train_tokenizer(train.texts, 2048, context_length=32)
+    tokenizer = train_tokenizer(train.texts, 2048, context_length=24)
     text = CBOWConfig(
         vocabulary_size=tokenizer.vocabulary_size,
-        context_length=32,
+        context_length=24,
         dim=128,
         skip_ids=(tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id),
     )
     model = new_clip(seed, EMOJI_IMAGE, text, tokenizer)
-    batches = Loader(train, EMOJI_AUGMENT, tokenizer, batch_size=EMOJI_BATCH, seed=seed)
-    train_clip(model, batches, EMOJI_STEPS, seed, folder)
+    batches = Loader(train, EMOJI_AUGMENT, tokenizer, batch_size=EMOJI_BATCH, seed=seed, trim=False)
+    names, name_ids = tokenizer(list(train.texts)), torch.tensor([text_id(text) for text in train.texts])
+
+    def against_all_names(model: CLIP, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The names that are not in the batch are wrong answers for each of its pictures."""
+        others = ~torch.isin(name_ids, batch["text_ids"])
+        texts = model.encode_text(torch.cat([batch["tokens"], names[others]]))
+        ids = {"image_ids": batch["image_ids"], "text_ids": torch.cat([batch["text_ids"], name_ids[others]])}
+        images = model.encode_image(batch["images"])
+        return {"loss": contrastive_loss(images, texts, model.logit_scale, **ids), "diag/scale": model.scale()}
+
+    stage = Stage(data=batches, loss=against_all_names, constrain=constrain, **plan(EMOJI_STEPS, seed))
+    fit(model, stage, out=folder)
     return recalls(model, test) | nearest_picture()
 
 
@@ -272,7 +287,7 @@ def new_clip(seed: int, image: ResNetConfig, text: TextConfig | CBOWConfig, toke
     preprocess = PreprocessConfig(image_size=image.image_size, mean=MEAN, std=STD)
     model = CLIP(CLIPConfig(image=image, text=text, embed_dim=128, preprocess=preprocess))
     model.tokenizer = tokenizer
-    model.image.to(memory_format=torch.channels_last)  # a third faster on two cores
+    model.image.to(memory_format=torch.channels_last)  # pyright: ignore  # a third faster on two cores
     return model
 
 

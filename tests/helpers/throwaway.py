@@ -1,16 +1,12 @@
 """Four throw-away models that the one loop must train: two towers, a GAN, two stages, and 32 strokes."""
 
-import os
-import signal
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openvocab.train.fit import FitConfig, Stage, fit
+from openvocab.train.fit import FitConfig, Stage
 from openvocab.train.optim import GroupConfig, OptimConfig
 
 FAST = OptimConfig(lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
@@ -154,21 +150,3 @@ def paint(model: Strokes, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def strokes_stage(steps: int) -> Stage:
     config = FitConfig(steps=steps, log_every_steps=20, checkpoint_every_steps=0, checkpoint_every_minutes=0.0)
     return Stage(data=Prompt(), loss=paint, optim=replace(FAST, lr=0.03), config=config)
-
-
-class Deadly(Random):
-    """Kills its own process, as the operating system would, when `deadly_step` is asked for."""
-
-    deadly_step = -1
-
-    def batch(self, step: int) -> dict[str, Tensor]:
-        if step == self.deadly_step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().batch(step)
-
-
-if __name__ == "__main__":  # the process that a test kills: throwaway.py FOLDER DEADLY_STEP
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    Deadly.deadly_step = int(sys.argv[2])
-    fit(Towers(), replace(towers_stage(60, ema_decay=0.9), data=Deadly()), out=Path(sys.argv[1]))

@@ -1,19 +1,18 @@
 """Acceptance of the training of CLIP itself: exact accumulation, exact ranks, exact resume after kill -9."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import socket
 from dataclasses import replace
 from hashlib import sha256
 
 import pytest
 import torch
+from forked import finish, kill_at_line, on_two_ranks, start
+from safetensors.torch import load_file, save_file
 
 from openvocab.blocks.text import TextConfig
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.lab.training import train_system
 from openvocab.systems import clip as system
 from openvocab.train.optim import GroupConfig, OptimConfig
 from openvocab.train.step import Step, StepConfig
@@ -91,76 +90,55 @@ def test_accumulation_without_dropout_equals_one_full_batch():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-10, msg=name)
 
 
-RANKS = """
-import sys, torch
-sys.path.insert(0, {tests!r})
-import test_clip_training as t
-from openvocab.train import distributed
-torch.set_num_threads(1)
-group = distributed.init()
-rank, world = distributed.rank(group), distributed.world_size(group)
-model, pairs = t.small(0.0, 0.0).train(), t.batch(12)
-mine = {{name: value.chunk(world)[rank] for name, value in pairs.items()}}
-step = t.step_of(model, accumulate={accumulate})
-for index in range(3):
-    step(mine, index)
-if rank == 0:
-    torch.save(model.state_dict(), {out!r})
-distributed.shutdown()
-"""
-
-
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_two_gloo_ranks_equal_one_process(tmp_path, accumulate):
     model = small(0.0, 0.0).train()
     step = step_of(model, accumulate=1)
     for index in range(3):
         step(batch(12), index)
-    program = tmp_path / "ranks.py"
-    out = str(tmp_path / "weights.pt")
-    program.write_text(RANKS.format(tests=os.path.dirname(__file__), accumulate=accumulate, out=out))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(program)]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    for name, value in torch.load(out, weights_only=True).items():
+
+    def work(rank: int) -> None:
+        mine = small(0.0, 0.0).train()
+        rows = {name: value.chunk(2)[rank] for name, value in batch(12).items()}
+        ranked = step_of(mine, accumulate=accumulate)
+        for index in range(3):
+            ranked(rows, index)
+        if rank == 0:
+            save_file(mine.state_dict(), tmp_path / "weights.safetensors")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    on_two_ranks(work, port)
+    for name, value in load_file(tmp_path / "weights.safetensors").items():
         torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kill_minus_9_at_random_steps_and_the_same_command_give_the_same_bytes(tmp_path, workers):
     steps = 150
-    settings = [f"fit.steps={steps}", "fit.checkpoint_every_steps=7", f"data.workers={workers}", "data.num_scenes=200"]
-    settings += [
+    settings = (
+        f"fit.steps={steps}",
         "fit.log_every_steps=1",
-        'model.image={"kind": "ViTConfig", "image_size": 32, "patch_size": 8, "dim": 16,'
-        ' "layers": 1, "heads": 2, "mlp_dim": 16, "dropout": 0.1, "patch_dropout": 0.25}',
+        "fit.checkpoint_every_steps=7",
+        f"data.workers={workers}",
+        "data.num_scenes=200",
+        'model.image={"kind": "ViTConfig", "image_size": 32, "patch_size": 8, "dim": 16, "layers": 1, "heads": 2,'
+        ' "mlp_dim": 16, "dropout": 0.1, "patch_dropout": 0.25}',
         'groups=[{"name": "all"}]',
-    ]
-    command = [sys.executable, "-m", "openvocab.cli", "train", "clip", "--size", "tiny"]
-    for setting in settings:
-        command += ["--set", setting]
-    environment = os.environ | {"OPENVOCAB_QUIET": "1", "OMP_NUM_THREADS": "1"}
+    )
 
-    def start(folder: str) -> subprocess.Popen:
-        return subprocess.Popen([*command, "--out", str(tmp_path / folder)], env=environment, stdout=subprocess.DEVNULL)
+    def command(folder: str) -> int:
+        return start(lambda: train_system("clip", tmp_path / folder, size="tiny", settings=settings))
 
-    assert start("whole").wait() == 0
-    dice = torch.Generator().manual_seed(workers)
-    deaths = torch.randint(5, steps - 5, (5,), generator=dice).sort().values.tolist()
-    log = tmp_path / "killed" / "log.jsonl"
-    for death in deaths:
-        process = start("killed")
-        while not log.exists() or len(log.read_text().splitlines()) < death:
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start("killed").wait() == 0
-    names = ("whole/checkpoint.safetensors", "killed/checkpoint.safetensors", "whole/model", "killed/model")
-    first, second, whole, killed = (tmp_path / name for name in names)
-    pairs = ((first, second), (whole / "model.safetensors", killed / "model.safetensors"))
-    for ours, theirs in pairs:
-        assert sha256(ours.read_bytes()).digest() == sha256(theirs.read_bytes()).digest()
+    assert finish(command("whole")) == 0
+    deaths = torch.randint(5, steps - 5, (5,), generator=torch.Generator().manual_seed(workers)).sort().values
+    for death in deaths.tolist():
+        kill_at_line(command("killed"), tmp_path / "killed" / "log.jsonl", death)
+    assert finish(command("killed")) == 0
+    for name in ("checkpoint.safetensors", "model/model.safetensors"):
+        whole, killed = (sha256((tmp_path / folder / name).read_bytes()).digest() for folder in ("whole", "killed"))
+        assert whole == killed, name
 
 
 def test_the_temperature_is_clamped_after_the_step_for_softmax_models_only():

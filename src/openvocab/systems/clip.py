@@ -202,6 +202,7 @@ def prepare(
         torch.manual_seed(recipe.fit.seed)
         model = CLIP(replace(recipe.model, text=_fitted(recipe.model.text, tokenizer)))
         model.tokenizer = tokenizer
+    model.name = f"clip-{Path(recipe.data.pairs.source).stem}"
     model.trained_on = {"source": Path(recipe.data.pairs.source).name, "pairs": len(pairs), "words": words(pairs)}
     group = distributed.world()
     loader = Loader(

@@ -1,14 +1,8 @@
 import copy
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import throwaway
 import torch
 from throwaway import (
     Gan,
@@ -158,20 +152,6 @@ def test_a_run_that_died_resumes_to_the_same_bytes(tmp_path, step):
     once_more = new(Towers)
     fit(once_more, stage, out=tmp_path)
     assert_same_bytes(weights(once_more), weights(whole))
-
-
-@pytest.mark.timeout(400)
-def test_kill_minus_9_and_the_same_command_give_the_same_bytes(tmp_path):
-    def run(folder: str, deadly_step: int) -> int:
-        command = [sys.executable, throwaway.__file__, str(tmp_path / folder), str(deadly_step)]
-        return subprocess.run(command, env=os.environ | {"OPENVOCAB_QUIET": "1"}).returncode
-
-    assert run("whole", -1) == 0
-    assert run("killed", 31) == -signal.SIGKILL
-    assert not finished(tmp_path / "killed")
-    assert run("killed", -1) == 0
-    whole, killed = (tmp_path / name / "checkpoint.safetensors" for name in ("whole", "killed"))
-    assert sha256(whole.read_bytes()).digest() == sha256(killed.read_bytes()).digest()
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
