@@ -344,16 +344,13 @@ def run(name: str, seed: int, work: Path, done: dict[str, Any]) -> None:
     print(name, seed, {key: round(100 * value, 1) for key, value in figures.items()}, flush=True)
 
 
-def summarise(cells: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Mean over seeds and the half width of its 95 % interval."""
+def summarise(cells: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Mean over seeds and the half width of its 95 % interval; None for one seed."""
     out = {}
     for key in next(iter(cells.values()))["figures"]:
         values = [cell["figures"][key] for cell in cells.values()]
-        half = (
-            T_97_5[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-            if len(values) in T_97_5
-            else float("nan")
-        )
+        spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+        half = None if spread is None else T_97_5[len(values)] * spread
         out[key] = {"mean": statistics.fmean(values), "half_width": half}
     return out
 
@@ -412,8 +409,9 @@ def table(name: str, cells: dict[str, Any]) -> str:
         "|---|---|---|",
     ]
     for key, label in ROWS[name].items():
-        mean, half = 100 * figures[key]["mean"], 100 * figures[key]["half_width"]
-        lines.append(f"| {label} | {mean:.1f} | {f'+- {half:.1f}' if half > 0 else 'no chance in it'} |")
+        mean, half = 100 * figures[key]["mean"], figures[key]["half_width"]
+        interval = "of one seed: none" if half is None else f"+- {100 * half:.1f}" if half else "the same each time"
+        lines.append(f"| {label} | {mean:.1f} | {interval} |")
     return "\n".join(lines)
 
 

@@ -29,6 +29,7 @@ from openvocab.blocks.text import CBOWConfig, TextFeatures
 from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.objectives import contrastive_loss
+from openvocab.metrics.interval import bootstrap
 from openvocab.shapes import Batch, ImageEmbeds, Images, Tokens
 from openvocab.train.optim import GroupConfig, OptimConfig
 from openvocab.train.step import Losses, Step, StepConfig
@@ -40,6 +41,7 @@ HELD_OUT = held_out_classes("H1")
 PLAIN = CaptionConfig(opening=0, style=0, size=0, texture=0, background=0, place=0, count=0, drop=0, synonym=0, bare=0)
 """Objects by colour and shape, two of them in relation or joined by "and"; nothing else is said."""
 TEST_SEED, PER_CLASS, SWAPS = 20_261, 100, 2_000
+FILE = RESULTS / "speedrun.json"
 CHUNK = 1_024  # scenes drawn at once
 
 
@@ -74,10 +76,11 @@ class Bigrams(nn.Module):
     function of the shape it holds for pairs that were never read together, which a deep transformer learns by heart.
     """
 
-    def __init__(self, config: CBOWConfig, embed_dim: int, products: int = 256):
+    def __init__(self, config: CBOWConfig, embed_dim: int, products: int = 128):
         super().__init__()
         self.skip_ids = config.skip_ids
         self.embedding = nn.Embedding(config.vocabulary_size, config.dim)
+        nn.init.normal_(self.embedding.weight, std=0.5)  # products stay small at first: sums of words come before them
         self.left = nn.Linear(config.dim, products, bias=False)
         self.here = nn.Linear(config.dim, products)
         self.word = nn.Linear(config.dim, products)
@@ -205,3 +208,56 @@ def examine(clip: CLIP, track: str) -> dict[str, float]:
 
 def encode(clip: CLIP, scenes: Scenes) -> ImageEmbeds:
     return torch.cat([clip.encode_image(part) for part in pixels(render(scenes)).split(256)])
+
+
+def entry(rows: list[dict], track: str, reason: str) -> dict:
+    """The recorded row of this track, recipe and machine (with its threads); a new one where there is none."""
+    recipe, here = config.to_dict(TRACKS[track]), machine()
+    for row in rows:
+        if (row["track"], row["recipe"], row["machine"]) == (track, recipe, here):
+            return row
+    today = datetime.date.today().isoformat()
+    rows.append({"date": today, "track": track, "reason": reason, "recipe": recipe, "machine": here, "seeds": []})
+    return rows[-1]
+
+
+def summary(row: dict) -> dict[str, tuple[float, float, float]]:
+    """Mean over the seeds and its 95 % interval, by figure."""
+    names = [name for name in row["seeds"][0] if name != "seed"]
+    values = {name: torch.tensor([found[name] for found in row["seeds"]], dtype=torch.float64) for name in names}
+    return {name: (value.mean().item(), *bootstrap(value)) for name, value in values.items()}
+
+
+def show(rows: list[dict]) -> None:
+    """One line per recorded row: seconds, accuracies, whether the goals are met."""
+    for row in rows:
+        figures = summary(row)
+        seconds = "{:.1f} s ({:.1f}-{:.1f})".format(*figures["seconds"])
+        reached = all(figures[name][0] >= goal for name, goal in GOALS[row["track"]].items())
+        scores = [f"{name} {m:.1%} ({a:.1%}-{b:.1%})" for name, (m, a, b) in figures.items() if name in GOALS["both"]]
+        verdict = "counts" if reached else "misses the goal"
+        print(f"{row['date']}  {row['track']:5}  {len(row['seeds']):2} seeds  {seconds}  {'  '.join(scores)}  {verdict}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="seconds from random weights to zero-shot on pairs never seen")
+    parser.add_argument("--track", choices=[*TRACKS, "all"], default="all")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--reason", default="", help="what this recipe changed, for the record")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    rows = storage.read_json(FILE)["rows"] if FILE.exists() else []
+    for track in TRACKS if asked.track == "all" else (asked.track,):
+        row = entry(rows, track, asked.reason)
+        for seed in range(len(row["seeds"]), asked.seeds):
+            began, cpu = time.perf_counter(), time.process_time()
+            clip = train(TRACKS[track], seed)
+            spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+            row["seeds"].append({"seed": seed, **spent, **examine(clip, track)})
+            storage.write_json(FILE, {"rows": rows})
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()

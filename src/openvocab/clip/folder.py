@@ -85,6 +85,8 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o755)
+        for file in part.iterdir():
+            file.chmod(0o644)
         if not folder.exists():
             os.replace(part, folder)
         else:
