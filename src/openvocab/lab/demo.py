@@ -29,7 +29,7 @@ from openvocab.world.caption import PROMPTS, fill_prompt, texts
 from openvocab.world.render import render
 from openvocab.world.scene import CLASSES, Scenes, WorldConfig, class_scenes, draw_scenes, held_out_classes
 
-SMOKE_STEPS = 300
+SMOKE_STEPS = 150
 PER_CLASS = 25
 RETRIEVED = 256
 
