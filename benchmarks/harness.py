@@ -19,7 +19,7 @@ from openvocab.storage import write_json
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DATA = Path(os.environ.get("OPENVOCAB_TEST_DATA", HERE.parent.parent / "shared" / "data"))
-"""Real pictures; see docs/benchmarks.md."""
+"""Real pictures; see shared/data/README.md."""
 
 
 def import_peers() -> None:

@@ -47,8 +47,8 @@ def square(image: Image.Image, size_px: int, *, alpha: bool = False) -> UInt8[Te
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RandomCrop:
-    """A random crop, and nothing else: the augmentation of the paper (section 2.4).
+class CropConfig:
+    """What `RandomCrop` does.
 
     Args:
         scale: `None` takes the largest square at a random place, as the paper does; a range takes a part of that share
@@ -56,11 +56,43 @@ class RandomCrop:
         ratio: range of width / height of that part.
     """
 
+    scale: tuple[float, float] | None = None
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrongConfig:
+    """What `StrongAugment` does.
+
+    Args:
+        zoom: range of the picture's size against the frame.
+        stretch, shift: largest change of one side, and largest move, as shares of the side.
+        elastic: largest smooth displacement as a share of the side.
+        flip: probability of mirroring; 0 keeps left and right meaningful.
+        brightness, contrast, saturation: largest change, where 1 is the full range.
+        any_background: probability of a random colour instead of white behind a transparent picture.
+    """
+
+    rotate_deg: float = 20.0
+    zoom: tuple[float, float] = (0.8, 1.35)
+    stretch: float = 0.2
+    shift: float = 0.1
+    elastic: float = 0.05
+    flip: float = 0.0
+    brightness: float = 0.2
+    contrast: float = 0.35
+    saturation: float = 0.5
+    hue_deg: float = 20.0
+    any_background: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RandomCrop(CropConfig):
+    """A random crop, and nothing else: the augmentation of the paper (section 2.4)."""
+
     size_px: int
     mean: Triple
     std: Triple
-    scale: tuple[float, float] | None = None
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def picture(self, image: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "3 size size"]:
         """The crop at `size_px`; pictures with transparency are put on white."""
@@ -102,32 +134,12 @@ class RandomCrop:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StrongAugment:
-    """For small corpora: affine, elastic and colour changes, and random backgrounds behind transparent pictures.
-
-    Args:
-        zoom: range of the picture's size against the frame.
-        stretch, shift: largest change of one side, and largest move, as shares of the side.
-        elastic: largest smooth displacement as a share of the side.
-        flip: probability of mirroring; 0 keeps left and right meaningful.
-        brightness, contrast, saturation: largest change, where 1 is the full range.
-        any_background: probability of a random colour instead of white behind a transparent picture.
-    """
+class StrongAugment(StrongConfig):
+    """For small corpora: affine, elastic and colour changes, and random backgrounds behind transparent pictures."""
 
     size_px: int
     mean: Triple
     std: Triple
-    rotate_deg: float = 15.0
-    zoom: tuple[float, float] = (0.85, 1.3)
-    stretch: float = 0.15
-    shift: float = 0.1
-    elastic: float = 0.04
-    flip: float = 0.0
-    brightness: float = 0.15
-    contrast: float = 0.25
-    saturation: float = 0.4
-    hue_deg: float = 15.0
-    any_background: float = 0.3
 
     def picture(self, image: Image.Image, rng: np.random.Generator) -> UInt8[Tensor, "4 size size"]:
         """The central square with its transparency."""

@@ -43,10 +43,15 @@ class Fetched:
 class Loader:
     """Batches of `images`, `tokens`, `image_ids` and `text_ids` for training; equal ids are positives of each other.
 
+    With `negatives` also `negative_tokens` and `negative_ids`: captions that belong to no picture of the batch.
+
     A sample that cannot be read is replaced by the next one of the epoch's order that can, so that batches stay full
     and stay a function of the step; it is counted, and listed in `quarantine`.
 
     Args:
+        by_class: captions of pictures of one class count as the same caption, however they are worded.
+        negatives: captions from outside the batch that come with it, drawn anew each step, as far as there are so many;
+            needs pairs in memory.
         trim: cut the tokens after the batch's longest caption; exact for causal text towers, wrong for others.
         workers: processes that make batches ahead; 0 makes each when asked.
         max_broken: share of the source that may be unreadable before the run stops.
@@ -67,15 +72,19 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        by_class: bool = False,
+        negatives: int = 0,
         trim: bool = True,
         max_broken: float = 0.05,
         quarantine: Path | None = None,
     ) -> None:
         self._order = Order(len(pairs), batch_size, seed, rank, world_size)
         if isinstance(pairs, InMemory):
-            fetch = _FromMemory(pairs, transform, tokenize)
+            fetch = _FromMemory(pairs, transform, tokenize, by_class, negatives)
+        elif negatives:
+            raise ValueError(f"{pairs.source}: negatives = {negatives} needs the pairs in memory")
         else:
-            fetch = _FromFiles(pairs, transform, tokenize)
+            fetch = _FromFiles(pairs, transform, tokenize, by_class)
         self._steps = _Steps(self._order, fetch, trim)
         self._workers, self._max_broken, self._quarantine = workers, max_broken, quarantine
         self._source, self._size = pairs.source, len(pairs) + len(pairs.excluded)
@@ -182,56 +191,81 @@ class _Steps(Dataset["Fetched | ValueError"]):
         except ValueError as error:
             return error
         if self.trim:
-            used = fetched.batch["tokens"].any(dim=0)
-            fetched.batch["tokens"] = fetched.batch["tokens"][:, : int(used.nonzero().max()) + 1].contiguous()
+            for name in fetched.batch.keys() & {"tokens", "negative_tokens"}:
+                used = fetched.batch[name].any(dim=0)
+                fetched.batch[name] = fetched.batch[name][:, : int(used.nonzero().max()) + 1].contiguous()
         return fetched
 
 
 class _FromMemory:
     """Whole batches by indexing: pixels are decoded and captions are tokenized already."""
 
-    def __init__(self, pairs: InMemory, transform: Transform, tokenize: Tokenize) -> None:
-        self.pairs, self.transform = pairs, transform
+    def __init__(
+        self, pairs: InMemory, transform: Transform, tokenize: Tokenize, by_class: bool, negatives: int
+    ) -> None:
+        self.pairs, self.transform, self.negatives = pairs, transform, negatives
         self.counts = np.diff(pairs.first)
         if not self.counts.all():
             raise ValueError(f"{pairs.source}: {pairs.key(int(self.counts.argmin()))} has no caption")
         self.tokens, self.truncated = tokenize_all(tokenize, list(pairs.texts))
-        self.text_ids = torch.tensor([text_id(text) for text in pairs.texts])
+        self.text_ids = np.asarray([text_id(text) for text in pairs.texts])
+        if by_class:
+            owners = np.repeat(np.arange(len(pairs)), self.counts).tolist()
+            for index, row in zip(owners, pairs.text_rows):
+                self.text_ids[row] = _caption_id(pairs, index, pairs.texts[row], by_class)
+        same = int(np.unique(self.text_ids, return_counts=True)[1].max())
+        self.most_excluded = int(self.counts.max()) * same  # captions that one picture of a batch can rule out
 
     def __call__(self, rows: Rows, permutation: Int64[np.ndarray, " sample"]) -> Fetched:
         chosen = _choose(rows.keys, self.counts[rows.indices])
-        texts = torch.from_numpy(self.pairs.text_rows[self.pairs.first[rows.indices] + chosen])
+        texts = self.pairs.text_rows[self.pairs.first[rows.indices] + chosen]
         pixels = torch.from_numpy(self.pairs.pixels[rows.indices])
         batch = {
             "images": self.transform.batch(pixels, mix(rows.keys)),
-            "tokens": self.tokens[texts],
+            "tokens": self.tokens[torch.from_numpy(texts)],
             "image_ids": torch.from_numpy(self.pairs.image_ids[rows.indices]),
-            "text_ids": self.text_ids[texts],
+            "text_ids": torch.from_numpy(self.text_ids[texts]),
         }
+        if self.negatives:
+            others = self._others(rows)
+            batch |= {
+                "negative_tokens": self.tokens[torch.from_numpy(others)],
+                "negative_ids": torch.from_numpy(self.text_ids[others]),
+            }
         return Fetched(batch, {}, int(self.truncated[texts].sum()))
+
+    def _others(self, rows: Rows) -> Int64[np.ndarray, " negative"]:
+        """Captions in random order, without any of the batch's own pictures; equally many each step, on every rank."""
+        first, counts = self.pairs.first[rows.indices], self.counts[rows.indices]
+        own = np.concatenate([self.pairs.text_rows[start : start + count] for start, count in zip(first, counts)])
+        others = np.flatnonzero(~np.isin(self.text_ids, self.text_ids[own]))
+        others = others[np.argsort(draws(mix(mix(rows.keys[:1])), len(others))[0], kind="stable")]
+        most = len(self.pairs.texts) - len(rows.indices) * self.most_excluded
+        return others[: max(0, min(self.negatives, most))]
 
 
 class _FromFiles:
     """Samples one by one: read, decode, crop, then the batch as a whole."""
 
-    def __init__(self, pairs: Pairs, transform: Transform, tokenize: Tokenize) -> None:
-        self.pairs, self.transform, self.tokenize = pairs, transform, tokenize
+    def __init__(self, pairs: Pairs, transform: Transform, tokenize: Tokenize, by_class: bool) -> None:
+        self.pairs, self.transform, self.tokenize, self.by_class = pairs, transform, tokenize, by_class
 
     def __call__(self, rows: Rows, permutation: Int64[np.ndarray, " sample"]) -> Fetched:
         broken: dict[str, str] = {}
         keys = mix(rows.keys)
-        pixels, texts, ids = [], [], []
+        pixels, texts, ids, text_ids = [], [], [], []
         for place, key, pixel_key in zip(rows.places, rows.keys, keys):
             index, image, captions = self._readable(int(place), permutation, broken)
             pixels.append(self.transform.picture(image, np.random.Generator(np.random.Philox(key=int(pixel_key)))))
             texts.append(captions[int(_choose(key[None], np.asarray([len(captions)]))[0])])
             ids.append(image_id(self.pairs.key(index)))
+            text_ids.append(_caption_id(self.pairs, index, texts[-1], self.by_class))
         tokens, truncated = tokenize_all(self.tokenize, texts)
         batch = {
             "images": self.transform.batch(torch.stack(pixels), keys),
             "tokens": tokens,
             "image_ids": torch.tensor(ids),
-            "text_ids": torch.tensor([text_id(text) for text in texts]),
+            "text_ids": torch.tensor(text_ids),
         }
         return Fetched(batch, broken, int(truncated.sum()))
 
@@ -265,6 +299,14 @@ def tokenize_all(tokenize: Tokenize, texts: list[str]) -> tuple[Int[Tensor, "tex
         except ValueError:
             truncated[row] = True
     return tokenize(texts, truncate=True), truncated
+
+
+def _caption_id(pairs: Pairs, index: int, text: str, by_class: bool) -> int:
+    """The caption's id, or that of its picture's class."""
+    label = pairs.label(index) if by_class else None
+    if label is None:
+        return text_id(text)
+    return text_id(f"class {pairs.classnames[label] if pairs.classnames else label}")
 
 
 def _choose(keys: UInt64[np.ndarray, " row"], counts: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:

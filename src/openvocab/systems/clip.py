@@ -11,7 +11,7 @@ square crops. Differs from the paper: a duplicate caption in a batch is a second
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,7 @@ from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.vocabulary import vocabulary, words_of
 from openvocab.clip.zeroshot import zero_shot_accuracy
-from openvocab.data.augment import RandomCrop, StrongAugment, Transform
+from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, StrongConfig, Transform
 from openvocab.data.decode import to_rgb
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
@@ -55,16 +55,20 @@ LOG_SCALE_MAX = 4.6052
 class DataConfig:
     """Pairs and how they become batches.
 
-    `augment`: `crop` is the paper's random square crop, `strong` is for corpora of a few thousand pictures.
+    `augment`: a `CropConfig` is the paper's random square crop, a `StrongConfig` is for a few thousand pictures.
     `tokenizer`: `captions` learns a byte-level BPE of the model's vocabulary size on the captions, `clip` is CLIP's.
+    `positives`: what is a second right answer in a batch: the same `caption`, or any caption of the same `class`.
+    `negatives`: so many captions from outside the batch are further wrong answers; they cost a text pass each.
     `in_memory` decodes every picture once, at the model's size.
     """
 
     pairs: PairsConfig = PairsConfig(source="scenes")
     batch_size: int = 128
     workers: int = 0
-    augment: Literal["crop", "strong"] = "crop"
+    augment: CropConfig | StrongConfig = CropConfig()
     tokenizer: Literal["captions", "clip"] = "captions"
+    positives: Literal["caption", "class"] = "caption"
+    negatives: int = 0
     in_memory: bool = True
     num_scenes: int = 20_000
     world: WorldConfig = WorldConfig()
@@ -113,11 +117,15 @@ def embed(model: CLIP, batch: Batch) -> dict[str, Embeds]:
 
 def loss(model: CLIP, batch: Batch, embeds: dict[str, Embeds]) -> Losses:
     """Symmetric InfoNCE, or the sigmoid loss for a model with a bias; over all ranks, duplicates as positives."""
-    ids = {"image_ids": batch["image_ids"], "text_ids": batch["text_ids"], "group": distributed.world()}
+    texts, text_ids = embeds["text"], batch["text_ids"]
+    if "negative_tokens" in batch:
+        texts = torch.cat([texts, model.encode_text(batch["negative_tokens"])])
+        text_ids = torch.cat([text_ids, batch["negative_ids"]])
+    ids = {"image_ids": batch["image_ids"], "text_ids": text_ids, "group": distributed.world()}
     if model.logit_bias is None:
-        value = contrastive_loss(embeds["image"], embeds["text"], model.logit_scale, **ids)
+        value = contrastive_loss(embeds["image"], texts, model.logit_scale, **ids)
     else:
-        value = sigmoid_loss(embeds["image"], embeds["text"], model.logit_scale, model.logit_bias, **ids)
+        value = sigmoid_loss(embeds["image"], texts, model.logit_scale, model.logit_bias, **ids)
     return {"loss": value, "diag/scale": model.scale(), **_spread(embeds)}
 
 
@@ -164,7 +172,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
     if size == "small" and source != "scenes":
         return Recipe(
             model=FEW_PAIRS,
-            data=DataConfig(pairs=pairs, batch_size=64, augment="strong"),
+            data=DataConfig(pairs=pairs, batch_size=64, augment=StrongConfig(), negatives=2048),
             optim=replace(optim, lr=3e-3, weight_decay=0.1, schedule="cosine"),
             fit=FitConfig(steps=3000),
             groups=(convolutions, GroupConfig()),
@@ -214,6 +222,8 @@ def prepare(
         workers=recipe.data.workers,
         rank=distributed.rank(group),
         world_size=distributed.world_size(group),
+        by_class=recipe.data.positives == "class",
+        negatives=recipe.data.negatives,
         trim=not isinstance(model.config.text, TextConfig) or model.config.text.causal,
         quarantine=folder / "quarantine.jsonl" if folder else None,
     )
@@ -235,14 +245,15 @@ def open_data(data: DataConfig, model: CLIPConfig, seed: int) -> Pairs:
     if data.pairs.source == "scenes":
         return open_scenes(data.num_scenes, world=data.world, seed=seed)
     pairs = open_pairs(data.pairs)
-    return in_memory(pairs, model.image.image_size, alpha=data.augment == "strong") if data.in_memory else pairs
+    alpha = isinstance(data.augment, StrongConfig)
+    return in_memory(pairs, model.image.image_size, alpha=alpha) if data.in_memory else pairs
 
 
 def transform(data: DataConfig, model: CLIP) -> Transform:
     """Training pixels as the model's preprocessing normalises them."""
     pixels = model.preprocessing
-    kind = RandomCrop if data.augment == "crop" else StrongAugment
-    return kind(size_px=pixels.image_size, mean=pixels.mean, std=pixels.std)
+    kind = StrongAugment if isinstance(data.augment, StrongConfig) else RandomCrop
+    return kind(size_px=pixels.image_size, mean=pixels.mean, std=pixels.std, **asdict(data.augment))
 
 
 def words(pairs: Pairs, limit: int = 50_000) -> list[str] | None:

@@ -9,7 +9,7 @@ whole batch. Only the two parts allow `accumulate > 1`, which is exact (feature-
 3. every chunk is embedded again from the same random state and back-propagates its rows' gradients.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +78,7 @@ class Step:
         values: dict[str, Tensor | float] = {name: value.detach() for name, value in losses.items()}
         finite = all(bool(torch.isfinite(losses[group.loss])) for group in self.groups.values())
         for name, optim in self.optims.items():
-            norm = nn.utils.clip_grad_norm_(
-                self.parameters[name].values(), optim.clip_norm if optim.clip_norm is not None else float("inf")
-            )
+            norm = _clip(self.parameters[name].values(), optim.clip_norm)
             finite = finite and bool(torch.isfinite(norm))
             suffix = "" if len(self.groups) == 1 else f"_{name}"
             values[f"grad_norm{suffix}"] = norm.detach()
@@ -176,6 +174,15 @@ class Step:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+
+def _clip(parameters: Iterable[nn.Parameter], most: float | None) -> Tensor:
+    """The norm of all gradients before they are scaled down to `most`; nothing is written that would not change."""
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if most is not None and (norm.device.type != "cpu" or norm > most):
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

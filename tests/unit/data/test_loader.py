@@ -10,6 +10,7 @@ from openvocab.data.augment import RandomCrop, StrongAugment
 from openvocab.data.loader import Loader
 from openvocab.data.memory import in_memory
 from openvocab.data.pairs import open_pairs
+from openvocab.data.source import PairsConfig, image_id, text_id
 
 COLOURS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 CROP = RandomCrop(size_px=8, scale=(0.5, 1.0), **COLOURS)
@@ -109,6 +110,47 @@ def test_equal_captions_share_an_id_whatever_their_case_and_spacing(folder):
     assert len(batch["text_ids"].unique()) == 11
     assert len(batch["image_ids"].unique()) == 12
     assert loader.report()["duplicate_share"] == pytest.approx(2 / 12)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_captions_of_a_class_can_share_an_id(tmp_path, memory):
+    for number in range(6):
+        path = tmp_path / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode(noise(number)))
+    pairs = open_pairs(PairsConfig(source=str(tmp_path), templates=("a {}", "one {}", "the {}")))
+    source = in_memory(pairs, 8) if memory else pairs
+    for by_class, expected in ((True, {2}), (False, {3, 4, 5, 6})):
+        batches = [make(source, batch_size=6, by_class=by_class).batch(step) for step in range(4)]
+        assert {len(batch["text_ids"].unique()) for batch in batches} <= expected
+    batch = make(source, batch_size=6, by_class=True).batch(0)
+    label_of = {image_id(pairs.key(index)): pairs.label(index) for index in range(6)}
+    labels = torch.tensor([label_of[int(number)] for number in batch["image_ids"]])
+    same = batch["text_ids"][:, None] == batch["text_ids"]
+    assert torch.equal(same, labels[:, None] == labels)
+
+
+def test_negatives_are_captions_of_no_picture_of_the_batch(folder):
+    (folder / "11.txt").write_text("picture 0\nsomething else")  # its first caption is the first picture's too
+    pairs = in_memory(open_pairs(folder), 8)
+    of_picture = {image_id(pairs.key(index)): {text_id(text) for text in pairs.captions(index)} for index in range(12)}
+    drawn = []
+    for step in range(9):
+        batch = make(pairs, negatives=100, trim=False).batch(step)
+        own = set().union(*(of_picture[int(number)] for number in batch["image_ids"]))
+        others = batch["negative_ids"].tolist()
+        assert len(others) == len(set(others)) == 23 - 4 * 2 * 1
+        assert not own & set(others)
+        texts = {text_id(text): text for text in pairs.texts}
+        assert torch.equal(batch["negative_tokens"], tokenize([texts[number] for number in others]))
+        drawn.append(tuple(make(pairs, negatives=5).batch(step)["negative_ids"].tolist()))
+    assert {len(others) for others in drawn} == {5}
+    assert len(set(drawn)) == 9
+
+
+def test_negatives_need_pairs_in_memory(folder):
+    with pytest.raises(ValueError, match="negatives = 5 needs the pairs in memory"):
+        make(open_pairs(folder), negatives=5)
 
 
 def test_tokens_are_trimmed_to_the_longest_caption(folder):
