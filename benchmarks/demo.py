@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/demo.py [--seeds 3] [--towers residual vit] [--threads 2]
 
-Resumable: runs live in the cache, finished ones are only examined again. Writes benchmarks/results/demo.json.
+Runs live in the cache; finished ones are only examined again. Writes benchmarks/results/demo.json.
 """
 
 import argparse
@@ -33,9 +33,13 @@ def run(tower: str, seed: int, steps: int | None) -> dict[str, Any]:
     """One seed of one tower, trained (or found trained) and examined."""
     settings = [*TOWERS[tower], f"fit.seed={seed}", *([f"fit.steps={steps}"] if steps else [])]
     folder = storage.cache_folder("benchmarks", "demo") / f"{tower}-{seed}-{steps or 'recipe'}"
-    start = time.process_time()
-    trained = train_system("clip", folder, size="small", settings=settings)
-    cpu_s = time.process_time() - start
+    took = folder / "took.json"
+    if not took.exists():
+        start = time.process_time()
+        trained = train_system("clip", folder, size="small", settings=settings)
+        cpu_s = round(time.process_time() - start, 1)
+        took_s = {"train_s": round(trained["seconds"], 1), "cpu_s": cpu_s, "threads": torch.get_num_threads()}
+        storage.write_json(took, took_s)
     clip = loading.load(folder / "model")
     held_out, seen, pairs = examine(clip, held_out=True), examine(clip, held_out=False), retrieve(clip)
     rows = [row for row in log.read(folder / "log.jsonl") if "loss" in row]
@@ -44,8 +48,7 @@ def run(tower: str, seed: int, steps: int | None) -> dict[str, Any]:
         "seed": seed,
         "steps": rows[-1]["step"],
         "parameters": sum(p.numel() for p in clip.parameters()),
-        "train_s": trained["seconds"],
-        "cpu_s": cpu_s,
+        **storage.read_json(took),
         "held_out_one_prompt": held_out.single,
         "held_out_ensemble": held_out.ensemble,
         "seen_ensemble": seen.ensemble,

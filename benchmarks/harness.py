@@ -35,9 +35,17 @@ def rounds(
     works: dict[str, Callable[[], Any]], count: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
     """Seconds of each work in `count` interleaved rounds; one round before them warms up."""
+    return fresh_rounds({name: lambda work=work: work for name, work in works.items()}, count, clock)
+
+
+def fresh_rounds(
+    works: dict[str, Callable[[], Callable[[], Any]]], count: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """`rounds` of works that are prepared anew, off the clock, before every round."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for number in range(count + 1):
-        for name, work in works.items():
+        for name, prepare in works.items():
+            work = prepare()
             start = clock()
             work()
             if number:

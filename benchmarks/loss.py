@@ -7,29 +7,23 @@ memory is the peak resident size of a fresh process beyond its embeddings and th
 """
 
 import argparse
-import importlib
-import importlib.metadata
 import json
-import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import harness
 import torch
 from torch import Tensor
 
 from openvocab.clip.objectives import contrastive_loss, sigmoid_loss
-from openvocab.storage import write_json
 
 DIM = 512
 SCALE = 1 / 0.07
 TIMED_BATCHES = (512, 2048, 8192)
 MEASURED_BATCHES = (8192, 32768)
 EXACT_BATCH = 4096
-RESULTS = Path(__file__).parent / "results" / "loss.json"
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -55,8 +49,7 @@ def ours(name: str) -> Loss:
 
 
 def open_clip_loss(name: str, compiled: bool) -> Loss:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "parity"))
-    importlib.import_module("conftest")  # lets torchvision, and with it open_clip, be imported beside a CPU torch
+    harness.import_peers()
     from open_clip.loss import ClipLoss, SigLipLoss
 
     module = ClipLoss() if name == "contrastive" else SigLipLoss()
@@ -64,12 +57,6 @@ def open_clip_loss(name: str, compiled: bool) -> Loss:
     if name == "contrastive":
         return lambda images, texts, logit_scale, logit_bias: call(images, texts, logit_scale.exp())
     return lambda images, texts, logit_scale, logit_bias: call(images, texts, logit_scale.exp(), logit_bias)
-
-
-def seconds(loss: Loss, tensors: tuple[Tensor, ...]) -> float:
-    start = time.perf_counter()
-    loss(*tensors).backward()
-    return time.perf_counter() - start
 
 
 def time_losses(name: str, runs: int) -> dict[str, dict[str, float]]:
@@ -81,13 +68,8 @@ def time_losses(name: str, runs: int) -> dict[str, dict[str, float]]:
     table = {}
     for batch in TIMED_BATCHES:
         tensors = inputs(batch)
-        taken: dict[str, list[float]] = {who: [] for who in losses}
-        for run in range(runs + 1):
-            for who, loss in losses.items():
-                taken[who].append(seconds(loss, tensors))
-                if run == 0:
-                    taken[who].clear()  # the first call compiles and warms up
-        table[str(batch)] = {who: statistics.median(times) for who, times in taken.items()}
+        works = {who: lambda loss=loss, given=tensors: loss(*given).backward() for who, loss in losses.items()}
+        table[str(batch)] = harness.medians(harness.rounds(works, runs))
     return table
 
 
@@ -99,7 +81,7 @@ def extra_peak_mb(who: str, name: str, batch: int) -> float:
 
 def measure(who: str, name: str, batch: int) -> float:
     loss = ours(name) if who == "ours" else open_clip_loss(name, compiled=False)
-    seconds(loss, inputs(8))  # libraries and their thread buffers are no part of the loss
+    loss(*inputs(8)).backward()  # libraries and their thread buffers are no part of the loss
     tensors = inputs(batch)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = resident_mb("VmRSS")
@@ -131,12 +113,6 @@ def distance_from_float64(name: str) -> dict[str, float]:
     }
 
 
-def hardware() -> dict[str, str | int]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return {"cpu": model, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
@@ -149,11 +125,7 @@ def main() -> None:
         who, name, batch = arguments.measure
         print(measure(who, name, int(batch)))
         return
-    results: dict[str, object] = {
-        "dim": DIM,
-        "hardware": hardware(),
-        "versions": {package: importlib.metadata.version(package) for package in ("torch", "open_clip_torch")},
-    }
+    results: dict[str, object] = {"dim": DIM}
     for name in ("contrastive", "sigmoid"):
         times = time_losses(name, arguments.runs)
         memory = {str(batch): {"ours": extra_peak_mb("ours", name, batch)} for batch in MEASURED_BATCHES}
@@ -167,7 +139,7 @@ def main() -> None:
                 f"{taken['open_clip'] / taken['ours']:5.2f}   at its best / ours = {best / taken['ours']:5.2f}"
             )
         print(f"{name:<12} extra peak MB {json.dumps(memory)}\n{name:<12} relative error {json.dumps(errors)}")
-    write_json(RESULTS, results)
+    harness.record("loss", results, "open_clip_torch")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,25 @@
 """Captions to padded rows of ids per second, beside open_clip and transformers.
 
-    .venv-peers/bin/python benchmarks/tokenizer.py CAPTIONS.tar [CAPTIONS.tar ...]
+    .venv-peers/bin/python benchmarks/tokenizer.py [CAPTIONS.tar ...]
 
-The tars hold one .json a picture with its `captions`. "First sight" is a fresh tokenizer that has seen no word;
-"steady" has seen every word, which is open_clip at its best too: its word cache is full; "not ASCII" is steady with
-one accented word added to every caption, so that each is repaired by ftfy as open_clip repairs all of them.
-transformers is called as documented; tokenizers is the same vocabulary without transformers around it. Clocks are CPU
-seconds of one thread, rounds are interleaved, figures are medians.
+The tars hold one .json a picture with its `captions`; default are those of `captions/`. "First sight" is a fresh
+tokenizer that has seen no word; "steady" has seen every word, which is open_clip at its best too: its word cache is
+full; "not ASCII" is steady with one accented word added to every caption, so that each is repaired by ftfy as open_clip
+repairs all of them. transformers is called as documented; tokenizers is the same vocabulary without transformers around
+it. Clocks are CPU seconds of one thread, rounds are interleaved, figures are medians.
 """
 
 import copy
-import importlib.util
 import json
 import os
-import platform
-import statistics
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
+
+import harness
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -29,17 +27,8 @@ import torch
 
 from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.tokenizer import CLIPTokenizer
-from openvocab.storage import write_json
 
-HERE = Path(__file__).parent
 ROUNDS, CAPTIONS = 5, 20_000
-
-
-def import_peers() -> None:
-    """open_clip needs torchvision, which the tests' shim lets import beside a CPU torch."""
-    spec = importlib.util.spec_from_file_location("peers", HERE.parent / "tests" / "parity" / "conftest.py")
-    sys.modules["peers"] = shim = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(shim)
 
 
 def read_captions(tars: list[str]) -> list[str]:
@@ -50,19 +39,9 @@ def read_captions(tars: list[str]) -> list[str]:
     return [caption for group in captions for caption in group]
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def medians(works: dict[str, Callable[[], Callable[[], object]]]) -> dict[str, float]:
-    """CPU seconds of each; a work is prepared afresh, unmeasured, before every round."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(ROUNDS):
-        for name, prepare in works.items():
-            times[name].append(seconds(prepare()))
-    return {name: statistics.median(values) for name, values in times.items()}
+    """CPU seconds of each; a work is prepared afresh, off the clock, before every round."""
+    return harness.medians(harness.fresh_rounds(works, ROUNDS, time.process_time))
 
 
 def transformers_tokenizer() -> Callable[[list[str]], torch.Tensor]:
@@ -88,10 +67,10 @@ def tokenizers_tokenizer() -> Callable[[list[str]], torch.Tensor]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    import_peers()
+    harness.import_peers()
     from open_clip.tokenizer import SimpleTokenizer
 
-    unique = read_captions(sys.argv[1:])
+    unique = read_captions(sys.argv[1:] or [str(path) for path in sorted((harness.DATA / "captions").glob("*.tar"))])
     captions = (unique * (CAPTIONS // len(unique) + 1))[:CAPTIONS]
     learnt = train_tokenizer(unique, 4_096)
     makers = {
@@ -135,8 +114,6 @@ def main() -> None:
         print(f"{name:26}" + "".join(f"{rate[name]:>13,}" for rate in rates.values()))
     for name, ratio in ratios.items():
         print(f"{name.replace('_', ' '):42}{ratio:>6.1f} x")
-    cpu = next((line.split(": ")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
-    packages = ("open_clip_torch", "transformers", "tokenizers", "ftfy", "regex")
     result = {
         "captions": {
             "first_sight": len(unique),
@@ -147,11 +124,8 @@ def main() -> None:
         "captions_per_cpu_second": rates,
         "ratios": ratios,
         "rounds": ROUNDS,
-        "hardware": {"cpu": cpu or platform.processor(), "cores": os.cpu_count(), "threads": 1},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__}
-        | {name: metadata.version(name) for name in packages},
     }
-    write_json(HERE / "results" / "tokenizer.json", result)
+    harness.record("tokenizer", result, "open_clip_torch", "transformers", "tokenizers", "ftfy", "regex")
 
 
 if __name__ == "__main__":

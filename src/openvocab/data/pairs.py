@@ -16,7 +16,7 @@ _USED = {
     "generated scenes": set(),
     "a folder": _FILES | {"caption_key", "classnames", "templates"},
     "shards": _FILES | {"image_key", "caption_key", "label_key", "classnames", "templates"},
-    "a WIT table": _FILES | {"image_key", "caption_key", "image_root", "language"},
+    "a WIT table": _FILES | {"image_key", "caption_key", "image_root", "language", "download"},
     "a table": _FILES | {"image_key", "caption_key", "label_key", "image_root", "separator", "classnames", "templates"},
 }
 

@@ -32,6 +32,7 @@ class PairsConfig:
         classnames: names of labels 0, 1, ...; when empty they come from the data or a `classnames.txt` beside it.
         templates: captions of pictures that have only a class, with `{}` or `{c}` for its name.
         language: rows of a WIT table to keep; all when `None`.
+        download: fetch the pictures of a WIT table that are not in `image_root` yet.
         captioned: whether every picture needs a caption; `False` opens pictures alone.
         exif: turn pictures upright as their EXIF orientation says.
     """
@@ -45,6 +46,7 @@ class PairsConfig:
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     language: str | None = None
+    download: bool = False
     captioned: bool = True
     exif: bool = True
     max_pixels: int = MAX_PIXELS

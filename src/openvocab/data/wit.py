@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from openvocab.data.download import download
 from openvocab.data.source import FileRange, Listed, PairsConfig, choose_key
 from openvocab.data.spool import spool
 from openvocab.data.tables import Row, group_rows, read_lines
-from openvocab.progress import note
+from openvocab.progress import note, warn
 
 COLUMNS = (
     "language",
@@ -48,7 +49,7 @@ def open_wit(paths: list[Path], config: PairsConfig) -> Listed:
 
     Pictures come from a base64 column (`config.image_key`, or one of `b64_bytes`, `image_base64`, `image`), or from
     files in `config.image_root` (the table's folder when `None`): the path of `image_url` below it, or its last part.
-    Nothing is ever downloaded here.
+    Those that are not there are downloaded to that path if `config.download` says so, and only then.
 
     Raises:
         ValueError: unknown column; no row in this language with this caption; no picture found for any row.
@@ -65,7 +66,7 @@ def open_wit(paths: list[Path], config: PairsConfig) -> Listed:
     if all(row.picture is None for row in rows):
         raise ValueError(
             f"{root}: holds none of the table's {len(rows)} pictures; expected files named as image_url ends, or a "
-            f"base64 column ({', '.join(BASE64_KEYS)}); download them first, nothing is fetched here"
+            f"base64 column ({', '.join(BASE64_KEYS)}); download=true fetches them"
         )
     return group_rows(rows, config, root, where)
 
@@ -92,15 +93,28 @@ def _read(path: Path, config: PairsConfig, root: Path) -> tuple[list[Row], int]:
         ranges = spool(path, f"{encoded} {caption} {config.language}", pictures())
         places: list[FileRange | str | None] = [found if found.size else None for found in ranges]
     else:
+        if config.download:
+            _download(root, [url for _, url, _ in rows])
         places = [_local(root, url) for _, url, _ in rows]
     return [Row(f"{path.name}:{line}", place, (text,), None) for (line, _, text), place in zip(rows, places)], total
 
 
 def _local(root: Path, url: str) -> str | None:
     """The picture's place below `root`: as the URL's path, or as its last part; None when neither exists."""
+    return next((name for name in _names(url) if (root / name).is_file()), None)
+
+
+def _names(url: str) -> tuple[str, ...]:
     path = PurePosixPath(unquote(urlsplit(url).path).lstrip("/"))
-    names = (str(path), path.name) if path.name and ".." not in path.parts else ()
-    return next((name for name in names if (root / name).is_file()), None)
+    return (str(path), path.name) if path.name and ".." not in path.parts else ()
+
+
+def _download(root: Path, urls: list[str]) -> None:
+    missing = [url for url in dict.fromkeys(urls) if _names(url) and _local(root, url) is None]
+    failed = download({url: root / _names(url)[0] for url in missing})
+    if failed:
+        url, reason = next(iter(failed.items()))
+        warn(f"{len(failed)} of {len(missing)} pictures could not be downloaded; the first, {url}: {reason}")
 
 
 def _decode64(text: str) -> bytes:

@@ -30,7 +30,7 @@ from openvocab.world.render import render
 from openvocab.world.scene import CLASSES, Scenes, WorldConfig, class_scenes, draw_scenes, held_out_classes
 
 SMOKE_STEPS = 150
-PER_CLASS = 25
+PER_CLASS = 100
 RETRIEVED = 256
 
 
