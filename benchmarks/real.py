@@ -161,6 +161,7 @@ def captions(seed: int, folder: Path) -> Figures:
     after = train(folder / "tuned", "captions/train.tar", seed, [*TUNING, *GENTLE], origin / "model")
     mean = loading.load(origin / "model")
     ends = before.state_dict(), after.state_dict()
+    mean.fingerprint = ""  # what is kept for the weights it had is not right for these
     mean.load_state_dict({name: torch.lerp(ends[0][name].float(), ends[1][name].float(), 0.5) for name in ends[0]})
     fresh = train(folder / "fresh", "captions/train.tar", seed, TUNING)
     figures: Figures = {}

@@ -24,10 +24,21 @@ def is_silent() -> bool:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> "tqdm[T]":
-    """Iterates `items` under a bar titled `what`; draws nothing when silenced."""
+    """Iterates `items` under a bar titled `what`; draws nothing when silenced, and seldom into a file."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=what, total=total, unit=unit, disable=_silent, file=sys.stderr, leave=False)
+    interval_s = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        items,
+        desc=what,
+        total=total,
+        unit=unit,
+        disable=_silent,
+        file=sys.stderr,
+        leave=False,
+        mininterval=interval_s,
+        maxinterval=max(10.0, interval_s),
+    )
 
 
 def note(message: str) -> None:

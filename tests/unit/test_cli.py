@@ -112,3 +112,33 @@ def test_a_default_model_is_kept(tmp_path, capsys):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
     assert run(["score", str(tmp_path / "red.png"), "a red circle"]) == 0
     assert "a red circle" in capsys.readouterr().out
+
+
+def test_own_pairs_are_measured_while_training_goes_on(tmp_path, capsys):
+    from PIL import Image
+
+    for number in range(12):
+        Image.new("RGB", (20, 20), (20 * number, 90, 200 - 15 * number)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"shade number {number}")
+    settings = {
+        "fit.steps": 4,
+        "fit.evaluate_every_steps": 2,
+        "fit.seed": 1,
+        "data.batch_size": 4,
+        "data.negatives": 5,
+        "data.augment": '{"kind": "StrongConfig", "flip": 0.5}',
+        "data.validation": json.dumps({"source": str(tmp_path)}),
+        "model.image.image_size": 32,
+    }
+    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    command = ["train", "clip", "--size", "tiny", "--data", str(tmp_path), *given, "--json"]
+    assert run([*command, "--out", str(tmp_path / "run")]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["evaluation"]["pictures"] == 12
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "evaluation" in row] == [2, 4]
+    assert run(["eval", str(tmp_path / "run"), "--data", str(tmp_path), "--task", "retrieval", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == trained["evaluation"]
+    tuned = [*command, "--init", trained["model"], "--out", str(tmp_path / "tuned")]
+    assert run(tuned) == 0
+    assert json.loads(capsys.readouterr().out)["fingerprint"] != trained["fingerprint"]

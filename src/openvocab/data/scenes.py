@@ -10,6 +10,8 @@ from openvocab.world.pairs import scene_pairs
 from openvocab.world.scene import CLASSES, Holdout, Split, WorldConfig
 
 _WORLD, _CAPTIONS = WorldConfig(), CaptionConfig()
+TEST_SEED = 20_261
+"""Of scenes drawn for tests; training draws from other seeds."""
 
 
 def open_scenes(

@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 from openvocab import loading
 from openvocab.clip.engine import embed_texts
 from openvocab.clip.model import CLIP
+from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
-from openvocab.lab.evaluation import TEST_SEED
 from openvocab.lab.training import train_system
 from openvocab.metrics.classify import confusion_matrix, top_k_accuracy
 from openvocab.metrics.interval import wilson

@@ -6,22 +6,15 @@ from typing import Any
 from openvocab import loading
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import templates as read_templates
-from openvocab.data.pairs import open_pairs
-from openvocab.data.scenes import open_scenes
+from openvocab.data.source import PairsConfig
 from openvocab.systems import clip as system
-
-TEST_SEED = 20_261
-"""Of scenes drawn for tests; training draws from other seeds."""
 
 
 def evaluate_source(source: str, data: str, task: str, templates: str = "generic") -> dict[str, Any]:
-    """Measures a model, or the model of a run's folder.
-
-    `scenes` are the held-out combinations of the generated world, drawn from a seed of their own.
-    """
+    """Measures a model, or the model of a run's folder."""
     clip = open_model(source)
     prompts = read_templates(templates)
-    pairs = open_scenes(1000, seed=TEST_SEED, split="held_out") if data == "scenes" else open_pairs(data)
+    pairs = system.open_test(PairsConfig(source=data))
     metrics = system.evaluate(clip, pairs, task, prompts)
     return {
         "model": {"name": clip.name, "fingerprint": clip.fingerprint, "trained_on": _origin(clip)},

@@ -10,7 +10,7 @@ square crops. Differs from the paper: a duplicate caption in a batch is a second
     openvocab train clip --size paper --data ...        ViT-B/32 as published
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from openvocab.data.decode import to_rgb
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.pairs import open_pairs
-from openvocab.data.scenes import open_scenes
+from openvocab.data.scenes import TEST_SEED, open_scenes
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.metrics.retrieve import retrieval
 from openvocab.progress import track
@@ -60,6 +60,7 @@ class DataConfig:
     `positives`: what is a second right answer in a batch: the same `caption`, or any caption of the same `class`.
     `negatives`: so many captions from outside the batch are further wrong answers; they cost a text pass each.
     `in_memory` decodes every picture once, at the model's size.
+    `validation`: pairs that are measured every `fit.evaluate_every_steps` steps and at the end.
     """
 
     pairs: PairsConfig = PairsConfig(source="scenes")
@@ -72,6 +73,8 @@ class DataConfig:
     in_memory: bool = True
     num_scenes: int = 20_000
     world: WorldConfig = WorldConfig()
+    validation: PairsConfig | None = None
+    validation_task: Literal["retrieval", "zeroshot"] = "retrieval"
 
 
 PIXELS = PreprocessConfig(image_size=32, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
@@ -205,6 +208,7 @@ def prepare(
         if init.tokenizer is None:
             raise ValueError(f"{init.name} has no tokenizer: its captions cannot be read")
         model, tokenizer = init, init.tokenizer
+        model.fingerprint = ""  # what is kept for its weights is not right for those that it will have
     else:
         tokenizer = _tokenizer(recipe, pairs)
         torch.manual_seed(recipe.fit.seed)
@@ -236,6 +240,7 @@ def prepare(
         optim=recipe.optim,
         config=recipe.fit,
         groups=recipe.groups,
+        evaluate=_validation(recipe.data),
     )
     return model, (stage,)
 
@@ -247,6 +252,20 @@ def open_data(data: DataConfig, model: CLIPConfig, seed: int) -> Pairs:
     pairs = open_pairs(data.pairs)
     alpha = isinstance(data.augment, StrongConfig)
     return in_memory(pairs, model.image.image_size, alpha=alpha) if data.in_memory else pairs
+
+
+def open_test(pairs: PairsConfig) -> Pairs:
+    """Pairs to measure on; of the generated world scenes that no training has drawn, with held-out combinations."""
+    if pairs.source == "scenes":
+        return open_scenes(1000, seed=TEST_SEED, split="held_out")
+    return open_pairs(pairs)
+
+
+def _validation(data: DataConfig) -> Callable[[CLIP], dict[str, float]] | None:
+    if data.validation is None:
+        return None
+    pairs, templates = open_test(data.validation), data.validation.templates
+    return lambda model: evaluate(model, pairs, data.validation_task, templates)
 
 
 def transform(data: DataConfig, model: CLIP) -> Transform:
