@@ -7,6 +7,7 @@ do not depend on how a batch is cut over threads, workers and ranks.
 """
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -71,6 +72,11 @@ class StrongConfig:
         flip: probability of mirroring; 0 keeps left and right meaningful.
         brightness, contrast, saturation: largest change, where 1 is the full range.
         any_background: probability of a random colour instead of white behind a transparent picture.
+        tone: largest bend t of each channel's tone curve x + t x (1 - x).
+        blur: largest share of a blurred copy that is mixed in, or half of it taken away, which sharpens.
+        posterize: probability of few tones, 3 to 9 of each colour.
+        filter: probability of mixing with a random 3 x 3 filtering of the picture (arXiv 2007.13003), which changes
+            colours and texture and leaves shapes. These four are for pictures that will be asked for in another style.
     """
 
     rotate_deg: float = 20.0
@@ -84,6 +90,10 @@ class StrongConfig:
     saturation: float = 0.5
     hue_deg: float = 20.0
     any_background: float = 0.3
+    tone: float = 0.0
+    blur: float = 0.0
+    posterize: float = 0.0
+    filter: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +173,8 @@ class StrongAugment(StrongConfig):
             anywhere = (unit[:, _BACKGROUND] < self.any_background)[:, None]
             background = torch.where(anywhere, unit[:, _BACKGROUND + 1 : _BACKGROUND + 4], torch.ones(1))
             colours += background[:, :, None, None] * (1 - alpha)
+        if self.tone or self.blur or self.posterize or self.filter:
+            colours = self._restyle(colours.clamp_(0, 1), unit[:, _STYLE:, None, None, None])
         mean, std = (torch.tensor(constants)[:, None, None] for constants in (self.mean, self.std))
         return colours.clamp_(0, 1).sub_(mean).div_(std)
 
@@ -184,7 +196,7 @@ class StrongAugment(StrongConfig):
 
     def _elastic(self, unit: Float[Tensor, "image draw"]) -> Float[Tensor, "image size size 2"]:
         """Displacements of a few control points, blended smoothly along each axis."""
-        moves = (unit[:, _ELASTIC:] * 2 - 1).view(-1, _POINTS, _POINTS, 1, 2) * (2 * self.elastic)
+        moves = (unit[:, _ELASTIC:_STYLE] * 2 - 1).view(-1, _POINTS, _POINTS, 1, 2) * (2 * self.elastic)
         weights = torch.from_numpy(_blend(self.size_px))
         rows = torch.zeros(len(unit), _POINTS, self.size_px, 2)
         field = torch.zeros(len(unit), self.size_px, self.size_px, 2)
@@ -211,10 +223,33 @@ class StrongAugment(StrongConfig):
             out = out + matrix[:, :, channel, None, None] * colours[:, channel, None]
         return out
 
+    def _restyle(
+        self, x: Float[Tensor, "image 3 size size"], unit: Float[Tensor, "image draw 1 1 1"]
+    ) -> Float[Tensor, "image 3 size size"]:
+        """Tone curves, then few tones, then blur or sharpness, then a random filter."""
+        if self.tone:
+            x = x + (unit[:, :3, 0] * 2 - 1) * self.tone * x * (1 - x)
+        if self.posterize:
+            steps = 2 + 6 * unit[:, 3]
+            x = torch.where(unit[:, 4] < self.posterize, (_smooth(x) * steps).round() / steps, x)
+        if self.blur:
+            x = x + (1.5 * unit[:, 5] - 0.5) * self.blur * (_smooth(x) - x)
+        if self.filter:
+            share = torch.where(unit[:, 6] < self.filter, unit[:, 7], torch.zeros(1))
+            weights = (unit[:, 8:] * 2 - 1).view(-1, 3, 3, 3, 3, 1, 1) / 3  # row, column, colour in, colour out
+            centred = _around(x - 0.5)
+            filtered = torch.full_like(x, 0.5)
+            for row, column, colour in itertools.product(range(3), range(3), range(3)):
+                shifted = centred[:, colour, None, row : row + self.size_px, column : column + self.size_px]
+                filtered += weights[:, row, column, colour] * shifted
+            x = x + share * (filtered - x)
+        return x
+
 
 _POINTS = 4
 _COLOUR, _BACKGROUND, _ELASTIC = 6, 10, 14
-_NUM_DRAWS = _ELASTIC + 2 * _POINTS**2
+_STYLE = _ELASTIC + 2 * _POINTS**2
+_NUM_DRAWS = _STYLE + 8 + 81
 _EYE = np.eye(3, dtype=np.float32)
 _GREY_AXIS_CROSS = np.float32(3**-0.5) * np.asarray([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], np.float32)
 _LUMA = np.asarray([0.299, 0.587, 0.114], np.float32)
@@ -231,6 +266,18 @@ def _turn(signed: Float[Tensor, " image"], most_deg: float) -> tuple[Tensor, Ten
     t = signed * math.tan(math.radians(most_deg) / 2)
     square = t * t
     return 2 * t / (1 + square), (1 - square) / (1 + square)
+
+
+def _around(x: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height+2 width+2"]:
+    """The picture with its edge pixels once more around it."""
+    return F.pad(x, (1, 1, 1, 1), mode="replicate")
+
+
+def _smooth(x: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image 3 height width"]:
+    """The mean of each pixel and its eight neighbours."""
+    x = _around(x)
+    x = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+    return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]) / 9
 
 
 @functools.cache

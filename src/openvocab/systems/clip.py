@@ -177,7 +177,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
             model=FEW_PAIRS,
             data=DataConfig(pairs=pairs, batch_size=64, augment=StrongConfig(), negatives=2048),
             optim=replace(optim, lr=3e-3, weight_decay=0.1, schedule="cosine"),
-            fit=FitConfig(steps=3000),
+            fit=FitConfig(steps=5000, ema_decay=0.998),
             groups=(convolutions, GroupConfig()),
         )
     tiny = size == "tiny"

@@ -288,9 +288,10 @@ def _due(done: int, every: int) -> bool:
 
 
 def _line(row: Row) -> str:
-    """The progress line: loss, learning rate, scale and the share of time spent waiting for data."""
+    """The progress line: loss, learning rate of each group, scale and the share of time spent waiting for data."""
     parts = [f"loss {row['loss']:.3f}"] if "loss" in row else []
-    parts += [f"lr {row['lr']:.1e}"] if "lr" in row else []
+    rates = [f"{value:.1e}" for name, value in row.items() if name == "lr" or name.startswith("lr_")]
+    parts += ["lr " + " ".join(rates)] if rates else []
     parts += [f"scale {row['diag/scale']:.1f}"] if "diag/scale" in row else []
     return ", ".join([*parts, f"{row['images_per_s']:.0f} images/s", f"data {row['data_share']:.0%}"])
 

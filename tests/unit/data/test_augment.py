@@ -145,8 +145,25 @@ def test_hue_keeps_the_grey_level_and_saturation_keeps_the_luma():
     assert not torch.allclose(faded, given / 255, atol=0.01)
 
 
+@pytest.mark.parametrize("change", [{"tone": 0.8}, {"blur": 1.0}, {"filter": 1.0}, {"posterize": 1.0}])
+def test_style_changes_spare_what_is_of_one_tone_or_extreme(change):
+    styled = dataclasses.replace(STILL, **change)
+    assert not torch.allclose(styled.batch(pixels(20), keys(20)), pixels(20) / 255, atol=0.05)
+    plain = torch.randint(0, 256, (20, 3, 1, 1), dtype=torch.uint8).expand(-1, -1, 16, 16).contiguous()
+    out = styled.batch(plain, keys(20))
+    torch.testing.assert_close(out, out[:, :, :1, :1].expand_as(out), atol=1e-6, rtol=0)  # no edge appears
+    if "blur" in change:
+        torch.testing.assert_close(out, plain / 255, atol=1e-6, rtol=0)
+    if "tone" in change:
+        black_and_white = torch.tensor([0, 255], dtype=torch.uint8).repeat(128).view(1, 1, 16, 16).expand(20, 3, -1, -1)
+        torch.testing.assert_close(styled.batch(black_and_white, keys(20)), black_and_white / 255, atol=2e-6, rtol=0)
+    if "posterize" in change:
+        given = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(20, 3, -1, -1)
+        assert max(len(picture.unique()) for picture in styled.batch(given, keys(20))) <= 9
+
+
 def test_rows_depend_on_themselves_and_their_keys_alone():
-    strong = StrongAugment(size_px=12, **COLOURS)
+    strong = StrongAugment(size_px=12, tone=0.5, blur=0.5, posterize=0.5, filter=0.5, **COLOURS)
     given = pixels(10, channels=4)
     whole = strong.batch(given, keys(10))
     assert torch.equal(strong.batch(given[3:7], keys(10)[3:7]), whole[3:7])
