@@ -65,11 +65,13 @@ def _assign(config: Any, path: list[str], text: str, whole: str) -> Any:
     head, rest = path[0], path[1:]
     if head not in names:
         raise ValueError(f"--set {whole}: {type(config).__name__} has no field {head!r}{_nearest(head, names)}")
-    if rest:
-        value = _assign(getattr(config, head), rest, text, whole)
-    else:
-        hint = typing.get_type_hints(type(config))[head]
+    hint, inner = typing.get_type_hints(type(config))[head], getattr(config, head)
+    if not rest:
         value = _typed(hint, _parse(text), f"--set {whole}")
+    elif inner is None and len(rest) == 1:  # the first field of a config that was not there
+        value = _typed(hint, {rest[0]: _parse(text)}, f"--set {whole}")
+    else:
+        value = _assign(inner, rest, text, whole)
     return dataclasses.replace(config, **{head: value})  # type: ignore[type-var]
 
 
@@ -126,6 +128,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 def _one_of(choices: tuple[Any, ...], value: Any, where: str) -> Any:
     configs = {getattr(choice, "__name__", ""): choice for choice in choices if dataclasses.is_dataclass(choice)}
+    if isinstance(value, str) and value in configs:
+        value = {"kind": value}
     if isinstance(value, dict) and configs:
         kind = value.get("kind")
         if kind is None and len(configs) == 1:

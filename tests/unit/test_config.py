@@ -38,6 +38,8 @@ def test_json_round_trip_keeps_unions_apart():
         ("weights=[1, 2]", Bird(name="jay", weights=(1.0, 2.0))),
         ("flies=False", Bird(name="jay", flies=False)),
         ("nest=none", Bird(name="jay", nest=None)),
+        ("nest.span=3", Bird(name="jay", nest=Wing(span=3.0))),
+        ("part=Tail", Bird(name="jay", part=Tail())),
         ('part={"kind": "Tail", "colour": "blue"}', Bird(name="jay", part=Tail(colour="blue"))),
     ],
 )
@@ -54,6 +56,8 @@ def test_set_parses_by_the_fields_type(assignment, expected):
         ("flies=3", "expected bool, found 3"),
         ("name", "expected path=value"),
         ("name.first=x", "str has no field 'first'"),
+        ("nest.spam=x", "unknown field 'spam'; nearest is 'span'"),
+        ("part=Foot", "expected"),
     ],
 )
 def test_a_wrong_set_names_what_is_right(assignment, message):

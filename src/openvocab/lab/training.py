@@ -12,7 +12,7 @@ from openvocab.clip.architectures import architecture
 from openvocab.clip.model import CLIPConfig
 from openvocab.system import Recipe, System
 from openvocab.train import distributed
-from openvocab.train.config import GroupConfig, OptimConfig
+from openvocab.train.config import OptimConfig
 from openvocab.train.fit import fit
 
 
@@ -68,7 +68,9 @@ def plan(system: System, *, size: str, data: str | None, arch: str | None, setti
     if arch is not None:
         if not isinstance(recipe.model, CLIPConfig):
             raise ValueError(f"--arch names a CLIP; {system.name} takes its own sizes: {', '.join(system.sizes)}")
-        recipe = replace(recipe, model=architecture(arch), optim=OptimConfig(), groups=(GroupConfig(),))
+        published = system.recipe("paper", data or "scenes")
+        kept = replace(published.data, batch_size=recipe.data.batch_size, workers=recipe.data.workers)
+        recipe = replace(published, model=architecture(arch), data=kept, fit=recipe.fit, optim=OptimConfig())
     return config.override(recipe, settings)
 
 
