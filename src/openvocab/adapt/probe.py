@@ -68,8 +68,8 @@ def fit_probe(
     optimiser = torch.optim.LBFGS(
         free,
         max_iter=MAX_ITERATIONS,
-        tolerance_grad=1e-10,
-        tolerance_change=1e-15,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-13,
         history_size=20,
         line_search_fn="strong_wolfe",
     )
@@ -88,7 +88,7 @@ def fit_probe(
 def search_probe(
     features: Features,
     labels: Labels,
-    validation: tuple[Features, Labels],
+    validation: tuple[Float[Tensor, "check dim"], Int[Tensor, " check"]],
     num_labels: int,
     *,
     prior: Weights | None = None,
