@@ -85,15 +85,17 @@ def train(
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or a model.")],
     data: Data,
-    task: Annotated[str, typer.Option(help="zeroshot or retrieval.")] = "zeroshot",
+    task: Annotated[str, typer.Option(help="zeroshot, retrieval, probe or fewshot.")] = "zeroshot",
     templates: Templates = "generic",
+    train: Annotated[str | None, typer.Option(help="Labelled pictures that probe and fewshot fit on.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures a model on data: zero-shot classification or retrieval."""
+    """Measures a model on data: zero-shot, retrieval, a linear probe, or methods that learn from few labels."""
     from openvocab.lab.evaluation import evaluate_source
 
-    result = evaluate_source(source, data, task, templates)
-    _show(result, as_json, _table(result["metrics"]))
+    result = evaluate_source(source, data, task, templates, train)
+    figures = {name: value for name, value in result["metrics"].items() if not isinstance(value, list)}
+    _show(result, as_json, _table(figures))
 
 
 @app.command()

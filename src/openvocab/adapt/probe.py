@@ -23,6 +23,8 @@ MAX_ITERATIONS = 1000
 DECADES = (-6, 6)
 """C is searched from 1e-6 to 1e6, as in the paper."""
 STEPS_PER_DECADE = 8
+SEARCH_TOLERANCE = 1e-6
+"""Enough to rank values of C; the probe that is returned is exact."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,14 @@ def fit_probe(
     *,
     prior: Weights | None = None,
     start: LinearProbe | None = None,
+    tolerance: float = 1e-9,
 ) -> LinearProbe:
     """The minimum above by L-BFGS in float64, at most 1,000 iterations.
 
     Args:
         prior: W0; the probe then has no bias, so that C -> 0 gives exactly the classifier with these weights.
         start: a probe of another C to start from, which saves iterations and changes nothing else.
+        tolerance: largest slope, of the objective divided by C n, that is left.
 
     Raises:
         ValueError: labels outside 0 to num_labels - 1, or no rows.
@@ -63,13 +67,12 @@ def fit_probe(
     bias = (torch.zeros(num_labels, dtype=torch.float64) if start is None else start.bias.double()).clone()
     bias.requires_grad_(prior is None)
     free = [weight, bias] if prior is None else [weight]
-    # Divided by C n + 1, values and tolerances are of one size for every C and n.
-    size = c * len(labels) + 1
+    size = c * len(labels)  # the mean error is of one size for every C and n
     optimiser = torch.optim.LBFGS(
         free,
         max_iter=MAX_ITERATIONS,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-13,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-4 * tolerance,
         history_size=20,
         line_search_fn="strong_wolfe",
     )
@@ -105,7 +108,9 @@ def search_probe(
             return
         nearest = min(found, key=lambda other: abs(other - exponent), default=None)
         start = None if nearest is None else found[nearest][1]
-        probe = fit_probe(features, labels, num_labels, 10.0**exponent, prior=prior, start=start)
+        probe = fit_probe(
+            features, labels, num_labels, 10.0**exponent, prior=prior, start=start, tolerance=SEARCH_TOLERANCE
+        )
         found[exponent] = top_k_accuracy(probe(validation[0].double()), validation[1]), probe
 
     def best() -> float:
@@ -119,4 +124,5 @@ def search_probe(
         peak = best()
         measure(peak - step)
         measure(peak + step)
-    return found[best()][1]
+    chosen = found[best()][1]
+    return fit_probe(features, labels, num_labels, chosen.c, prior=prior, start=chosen)

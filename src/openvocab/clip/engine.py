@@ -30,7 +30,7 @@ from openvocab.data.folders import list_pictures
 from openvocab.data.shards import expand_braces, index_shard
 from openvocab.data.source import IMAGE_SUFFIXES, FileRange
 from openvocab.progress import track
-from openvocab.shapes import ImageEmbeds, TextEmbeds, Tokens
+from openvocab.shapes import Embeds, TextEmbeds, Tokens
 
 Picture = str | os.PathLike[str] | Image.Image
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -41,9 +41,17 @@ _BATCHES_AHEAD = 2
 
 
 def embed_images(
-    clip: CLIP, pictures: Picture | Sequence[Picture], *, batch_size: int = 32, threads: int | None = None
-) -> ImageEmbeds:
+    clip: CLIP,
+    pictures: Picture | Sequence[Picture],
+    *,
+    batch_size: int = 32,
+    threads: int | None = None,
+    projected: bool = True,
+) -> Embeds:
     """Unit vectors; row i is picture i. Files are turned upright as their EXIF says, PIL images are taken as they are.
+
+    Args:
+        projected: False gives what the tower pools before its projection, as it is: the features of linear probes.
 
     Raises:
         ValueError: pictures that cannot be read; one line that names all of them.
@@ -54,8 +62,8 @@ def embed_images(
     def load(picture: Picture) -> Pixels:
         return to_pixels(picture, config) if isinstance(picture, Image.Image) else preprocess_bytes(picture, config)
 
-    encode = ImageEncoder(clip)
-    rows = [torch.empty(0, clip.config.embed_dim)]
+    encode = ImageEncoder(clip, projected=projected)
+    rows = []
     failures: list[str] = []
     for batch in pixel_batches(pictures, load, batch_size, threads):
         failures += batch.failures.values()
@@ -63,7 +71,7 @@ def embed_images(
             rows.append(encode(batch.pixels))
     if failures:
         raise ValueError(f"{len(failures)} of {len(pictures)} pictures cannot be read: {'; '.join(failures)}")
-    return torch.cat(rows)
+    return torch.cat(rows) if rows else torch.empty(0, clip.config.embed_dim)
 
 
 def embed_texts(clip: CLIP, texts: Sequence[str], *, batch_tokens: int = 4096) -> TextEmbeds:
@@ -192,8 +200,8 @@ class ImageEncoder:
         ValueError: a precision other than that of a model which is not float32.
     """
 
-    def __init__(self, clip: CLIP, precision: Precision | None = None):
-        self.clip = clip
+    def __init__(self, clip: CLIP, precision: Precision | None = None, projected: bool = True):
+        self.clip, self.projected = clip, projected
         self.device = clip.logit_scale.device
         own = str(clip.dtype).removeprefix("torch.")
         if clip.dtype == torch.float32 and precision == "auto":
@@ -205,13 +213,15 @@ class ImageEncoder:
         if self.precision != own:
             self.tower = copy.deepcopy(clip.image).to(torch.bfloat16)
 
-    def __call__(self, pixels: UInt8[Tensor, "image 3 image_size image_size"]) -> ImageEmbeds:
-        """Unit vectors in float32 on the CPU."""
+    def __call__(self, pixels: UInt8[Tensor, "image 3 image_size image_size"]) -> Embeds:
+        """Unit vectors, or pooled features where they are not projected, in float32 on the CPU."""
         with evaluating(self.tower):
             pixels = pixels.to(self.device, non_blocking=True)
             images = normalize(pixels, self.clip.preprocessing, getattr(torch, self.precision))
-            embeds = self.tower.projection(self.tower(images, tokens=False).pooled)  # type: ignore[operator]
-            return F.normalize(embeds.float(), dim=-1).cpu()
+            pooled = self.tower(images, tokens=False).pooled
+            if not self.projected:
+                return pooled.float().cpu()
+            return F.normalize(self.tower.projection(pooled).float(), dim=-1).cpu()  # type: ignore[operator]
 
 
 @contextlib.contextmanager

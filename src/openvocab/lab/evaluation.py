@@ -1,34 +1,114 @@
 """`openvocab eval`: any model on any data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from openvocab import loading
+from openvocab.adapt.probe import fit_probe, search_probe
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import templates as read_templates
-from openvocab.data.source import PairsConfig
+from openvocab.clip.vocabulary import vocabulary
+from openvocab.data.source import Pairs, PairsConfig
+from openvocab.lab.few_shot import SHOTS, few_shot_table
+from openvocab.metrics.classify import mean_per_class_recall, top_k_accuracy
 from openvocab.systems import clip as system
 
+FITTED = ("probe", "fewshot")
+"""Tasks that fit something on labelled pictures of their own."""
 
-def evaluate_source(source: str, data: str, task: str, templates: str = "generic") -> dict[str, Any]:
-    """Measures a model, or the model of a run's folder."""
+
+def evaluate_source(
+    source: str, data: str, task: str, templates: str = "generic", train: str | None = None
+) -> dict[str, Any]:
+    """Measures a model, or the model of a run's folder.
+
+    Args:
+        train: labelled pictures that the tasks `probe` and `fewshot` fit on; the classes of `data`.
+
+    Raises:
+        ValueError: such a task without `train`, or `train` with other classes.
+    """
     clip = open_model(source)
     prompts = read_templates(templates)
     pairs = system.open_test(PairsConfig(source=data))
-    metrics = system.evaluate(clip, pairs, task, prompts)
+    if task in FITTED:
+        metrics = _fitted(clip, _open_train(train, task, pairs), pairs, task, prompts)
+    else:
+        metrics = system.evaluate(clip, pairs, task, prompts)
     return {
         "model": {"name": clip.name, "fingerprint": clip.fingerprint, "trained_on": _origin(clip)},
-        "data": {"source": data, "fingerprint": pairs.fingerprint},
+        "data": {"source": data, "fingerprint": pairs.fingerprint, "train": train},
         "task": task,
         "templates": list(prompts),
         "metrics": metrics,
     }
 
 
+def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> dict[str, float]:
+    """Logistic regression on what the tower pools before its projection (Radford et al. 2021, appendix A.3).
+
+    A fifth of the training pictures of each class chooses C; the probe is then fitted on all of them and asked once.
+    """
+    fit, asked = (system.embed_labelled(clip, pairs, projected=False) for pairs in (train, test))
+    order = torch.randperm(len(fit.labels), generator=torch.Generator().manual_seed(seed))
+    features, labels, num_labels = fit.features[order], fit.labels[order], len(test.classnames)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        held[rows[: max(1, len(rows) // 5)]] = True
+    found = search_probe(features[~held], labels[~held], (features[held], labels[held]), num_labels)
+    probe = fit_probe(features, labels, num_labels, found.c, start=found)
+    scores = probe(asked.features)
+    return {
+        "top1": top_k_accuracy(scores, asked.labels),
+        "mean_per_class": mean_per_class_recall(scores, asked.labels),
+        "c": found.c,
+        "pictures": float(len(asked.labels)),
+        "broken": float(asked.broken + fit.broken),
+    }
+
+
+def few_shot(
+    clip: CLIP, train: Pairs, test: Pairs, templates: tuple[str, ...], shots: Sequence[int] = SHOTS, seeds: int = 5
+) -> dict[str, Any]:
+    """Mean top-1 of every method and number of shots, and its difference from zero-shot on the same pictures."""
+    fit, asked = (system.embed_labelled(clip, pairs) for pairs in (train, test))
+    text = vocabulary(clip, list(test.classnames), templates).embeds
+    cells = few_shot_table(fit, asked, text, float(clip.scale().detach()), shots=shots, seeds=seeds)
+    figures: dict[str, Any] = {f"{cell.method} @{cell.shots}": cell.mean for cell in cells}
+    rows = [
+        {
+            "method": cell.method,
+            "shots": cell.shots,
+            "top1": list(cell.accuracies),
+            "gain": cell.against_zero_shot.mean,
+            "gain_interval": [cell.against_zero_shot.low, cell.against_zero_shot.high],
+        }
+        for cell in cells
+    ]
+    return figures | {"table": rows}
+
+
 def open_model(source: str) -> CLIP:
     """A model by its source, or the one that the run in this folder made."""
     inside = Path(source) / "model"
     return loading.load(str(inside) if (inside / "openvocab.json").exists() else source)
+
+
+def _open_train(train: str | None, task: str, test: Pairs) -> Pairs:
+    if train is None:
+        raise ValueError(f"--task {task} fits on labelled pictures of its own: name them with --train")
+    pairs = system.open_test(PairsConfig(source=train))
+    if pairs.classnames != test.classnames:
+        raise ValueError(f"--train {train} and --data {test.source} do not have the same classes in the same order")
+    return pairs
+
+
+def _fitted(clip: CLIP, train: Pairs, test: Pairs, task: str, templates: tuple[str, ...]) -> dict[str, Any]:
+    return linear_probe(clip, train, test) if task == "probe" else few_shot(clip, train, test, templates)
 
 
 def _origin(clip: CLIP) -> str | None:

@@ -5,25 +5,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openvocab.adapt.heads import METHODS, Head, Shots
 from openvocab.metrics.classify import top_k_accuracy
 from openvocab.metrics.compare import Difference, paired_bootstrap
 from openvocab.progress import track
+from openvocab.systems.clip import Labelled
 
 SHOTS = (1, 2, 4, 8, 16)
 MAX_VALIDATION_SHOTS = 4
 """Validation rows of each label: as many as its shots, at most four (Zhou et al. 2021, arXiv 2109.01134)."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Embedded pictures of known classes."""
-
-    features: Float[Tensor, "row embed"]
-    labels: Int[Tensor, " row"]
 
 
 @dataclass(frozen=True)

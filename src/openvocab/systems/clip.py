@@ -18,6 +18,8 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.text import CBOWConfig, TextConfig
@@ -336,17 +338,35 @@ def evaluate(model: CLIP, pairs: Pairs, task: str = "zeroshot", templates: tuple
         return _zero_shot(model, pairs, templates)
     if task == "retrieval":
         return _retrieval(model, pairs)
-    raise ValueError(f"task {task!r}: expected zeroshot or retrieval")
+    raise ValueError(f"task {task!r}: expected zeroshot, retrieval, probe or fewshot")
 
 
 def _zero_shot(model: CLIP, pairs: Pairs, templates: str | Sequence[str]) -> dict[str, float]:
+    found = embed_labelled(model, pairs)
+    figures = zero_shot_accuracy(found.features, found.labels, vocabulary(model, list(pairs.classnames), templates))
+    return figures | {"pictures": float(len(found.labels)), "broken": float(found.broken)}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features of the pictures of known classes, and how many of these could not be read."""
+
+    features: Float[Tensor, "image feature"]
+    labels: Int[Tensor, " image"]
+    broken: int = 0
+
+
+def embed_labelled(model: CLIP, pairs: Pairs, projected: bool = True) -> Labelled:
+    """The pictures that have a class, as unit embeddings, or as what the tower pools before its projection.
+
+    Raises:
+        ValueError: no picture has a class, or the classes have no names.
+    """
     labelled = [index for index in range(len(pairs)) if pairs.label(index) is not None]
     if not labelled or not pairs.classnames:
-        raise ValueError(f"{pairs.source}: has no classes for --task zeroshot; --task retrieval needs captions only")
-    rows, embeds = _embedded(model, pairs, labelled)
-    targets = torch.tensor([pairs.label(index) for index in rows])
-    figures = zero_shot_accuracy(embeds, targets, vocabulary(model, list(pairs.classnames), templates))
-    return figures | {"pictures": float(len(rows)), "broken": float(len(labelled) - len(rows))}
+        raise ValueError(f"{pairs.source}: has no classes for this task; --task retrieval needs captions only")
+    rows, features = _embedded(model, pairs, labelled, projected=projected)
+    return Labelled(features, torch.tensor([pairs.label(index) for index in rows]), len(labelled) - len(rows))
 
 
 def _retrieval(model: CLIP, pairs: Pairs) -> dict[str, float]:
@@ -361,8 +381,10 @@ def _retrieval(model: CLIP, pairs: Pairs) -> dict[str, float]:
     }
 
 
-def _embedded(model: CLIP, pairs: Pairs, wanted: Sequence[int], chunk: int = 256) -> tuple[list[int], Embeds]:
-    """Which samples could be read, and a unit row for each."""
+def _embedded(
+    model: CLIP, pairs: Pairs, wanted: Sequence[int], chunk: int = 256, projected: bool = True
+) -> tuple[list[int], Embeds]:
+    """Which samples could be read, and a row for each."""
     rows: list[int] = []
     embeds = []
     for start in track(range(0, len(wanted), chunk), f"embedding {pairs.source}", unit="chunk"):
@@ -373,7 +395,7 @@ def _embedded(model: CLIP, pairs: Pairs, wanted: Sequence[int], chunk: int = 256
                 rows.append(index)
             except ValueError:
                 continue
-        embeds.append(embed_images(model, pictures))
+        embeds.append(embed_images(model, pictures, projected=projected))
     return rows, torch.cat(embeds)
 
 

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_clip
+
+from openvocab.blocks.vit import ViTConfig
+from openvocab.data.pairs import open_pairs
+from openvocab.lab import evaluation
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+
+def class_folder(root, pictures, seed):
+    """Noisy pictures of three colours, a folder for each."""
+    random = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        for number in range(pictures):
+            path = root / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((colour + random.normal(0, 25, (16, 16, 3))).clip(0, 255).astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def sides(tmp_path):
+    return tuple(str(class_folder(tmp_path / name, count, seed)) for name, count, seed in (("a", 24, 0), ("b", 5, 1)))
+
+
+def test_a_linear_probe_reads_what_the_tower_sees(sides):
+    clip = tiny_clip()
+    train, test = (open_pairs(side) for side in sides)
+    found = evaluation.linear_probe(clip, train, test)
+    assert found["top1"] == found["mean_per_class"] == 1.0
+    assert (found["pictures"], found["broken"]) == (15.0, 0.0)
+    assert isinstance(clip.config.image, ViTConfig)
+
+
+def test_few_shot_compares_every_method_on_the_same_splits(sides):
+    clip = tiny_clip()
+    train, test = (open_pairs(side) for side in sides)
+    found = evaluation.few_shot(clip, train, test, ("a {}",), shots=(1, 4), seeds=2)
+    rows = {(row["method"], row["shots"]): row for row in found["table"]}
+    assert rows["zero-shot", 1]["top1"] == rows["zero-shot", 4]["top1"]
+    assert rows["zero-shot", 4]["gain_interval"] == [0.0, 0.0]
+    assert found["probe @4"] == pytest.approx(sum(rows["probe", 4]["top1"]) / 2)
+
+
+def test_tasks_that_fit_ask_for_pictures_with_the_same_classes(sides, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "open_model", lambda source: tiny_clip())
+    with pytest.raises(ValueError, match="name them with --train"):
+        evaluation.evaluate_source("tiny", sides[1], "probe")
+    other = class_folder(tmp_path / "other", 1, 0)
+    (other / "red").rename(other / "scarlet")
+    with pytest.raises(ValueError, match="do not have the same classes"):
+        evaluation.evaluate_source("tiny", sides[1], "probe", train=str(other))
+    found = evaluation.evaluate_source("tiny", sides[1], "probe", train=sides[0])
+    assert found["metrics"]["top1"] == 1.0
+    assert torch.tensor(found["metrics"]["c"]) > 0
