@@ -8,6 +8,7 @@ import torch
 
 from openvocab import loading
 from openvocab.adapt.probe import fit_probe, search_probe
+from openvocab.clip.measure import embed_labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.vocabulary import vocabulary
@@ -52,7 +53,7 @@ def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> dict[s
 
     A fifth of the training pictures of each class chooses C; the probe is then fitted on all of them and asked once.
     """
-    fit, asked = (system.embed_labelled(clip, pairs, projected=False) for pairs in (train, test))
+    fit, asked = (embed_labelled(clip, pairs, projected=False) for pairs in (train, test))
     order = torch.randperm(len(fit.labels), generator=torch.Generator().manual_seed(seed))
     features, labels, num_labels = fit.features[order], fit.labels[order], len(test.classnames)
     held = torch.zeros(len(labels), dtype=torch.bool)
@@ -75,7 +76,7 @@ def few_shot(
     clip: CLIP, train: Pairs, test: Pairs, templates: tuple[str, ...], shots: Sequence[int] = SHOTS, seeds: int = 5
 ) -> dict[str, Any]:
     """Mean top-1 of every method and number of shots, and its difference from zero-shot on the same pictures."""
-    fit, asked = (system.embed_labelled(clip, pairs) for pairs in (train, test))
+    fit, asked = (embed_labelled(clip, pairs) for pairs in (train, test))
     text = vocabulary(clip, list(test.classnames), templates).embeds
     cells = few_shot_table(fit, asked, text, float(clip.scale().detach()), shots=shots, seeds=seeds)
     figures: dict[str, Any] = {f"{cell.method} @{cell.shots}": cell.mean for cell in cells}

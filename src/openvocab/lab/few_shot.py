@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openvocab.adapt.heads import METHODS, Head, Shots
+from openvocab.clip.measure import Labelled
 from openvocab.metrics.classify import top_k_accuracy
 from openvocab.metrics.compare import Difference, paired_bootstrap
 from openvocab.progress import track
-from openvocab.systems.clip import Labelled
 
 SHOTS = (1, 2, 4, 8, 16)
 MAX_VALIDATION_SHOTS = 4

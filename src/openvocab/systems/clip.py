@@ -18,30 +18,24 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.text import CBOWConfig, TextConfig
+from openvocab.clip import measure
 from openvocab.clip.architectures import architecture
 from openvocab.clip.caption_bpe import train_tokenizer
-from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.clip.folder import read
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.objectives import contrastive_loss, sigmoid_loss
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
-from openvocab.clip.vocabulary import vocabulary, words_of
-from openvocab.clip.zeroshot import zero_shot_accuracy
+from openvocab.clip.vocabulary import words_of
 from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, StrongConfig, Transform
-from openvocab.data.decode import to_rgb
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.pairs import open_pairs
 from openvocab.data.scenes import TEST_SEED, open_scenes
 from openvocab.data.source import Pairs, PairsConfig
-from openvocab.metrics.retrieve import retrieval
-from openvocab.progress import track
 from openvocab.shapes import Batch, Embeds, Scalar
 from openvocab.system import Recipe, System
 from openvocab.train import distributed
@@ -335,68 +329,10 @@ def evaluate(model: CLIP, pairs: Pairs, task: str = "zeroshot", templates: tuple
         ValueError: an unknown task, or pairs without classes for zero-shot.
     """
     if task == "zeroshot":
-        return _zero_shot(model, pairs, templates)
+        return measure.zero_shot(model, pairs, templates)
     if task == "retrieval":
-        return _retrieval(model, pairs)
+        return measure.retrieve(model, pairs)
     raise ValueError(f"task {task!r}: expected zeroshot, retrieval, probe or fewshot")
-
-
-def _zero_shot(model: CLIP, pairs: Pairs, templates: str | Sequence[str]) -> dict[str, float]:
-    found = embed_labelled(model, pairs)
-    figures = zero_shot_accuracy(found.features, found.labels, vocabulary(model, list(pairs.classnames), templates))
-    return figures | {"pictures": float(len(found.labels)), "broken": float(found.broken)}
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Features of the pictures of known classes, and how many of these could not be read."""
-
-    features: Float[Tensor, "image feature"]
-    labels: Int[Tensor, " image"]
-    broken: int = 0
-
-
-def embed_labelled(model: CLIP, pairs: Pairs, projected: bool = True) -> Labelled:
-    """The pictures that have a class, as unit embeddings, or as what the tower pools before its projection.
-
-    Raises:
-        ValueError: no picture has a class, or the classes have no names.
-    """
-    labelled = [index for index in range(len(pairs)) if pairs.label(index) is not None]
-    if not labelled or not pairs.classnames:
-        raise ValueError(f"{pairs.source}: has no classes for this task; --task retrieval needs captions only")
-    rows, features = _embedded(model, pairs, labelled, projected=projected)
-    return Labelled(features, torch.tensor([pairs.label(index) for index in rows]), len(labelled) - len(rows))
-
-
-def _retrieval(model: CLIP, pairs: Pairs) -> dict[str, float]:
-    rows, embeds = _embedded(model, pairs, range(len(pairs)))
-    captions = [(place, text) for place, index in enumerate(rows) for text in pairs.captions(index)]
-    texts = embed_texts(model, [text for _, text in captions])
-    figures = retrieval(embeds, texts, torch.tensor([place for place, _ in captions]))
-    return figures | {
-        "pictures": float(len(rows)),
-        "texts": float(len(captions)),
-        "broken": float(len(pairs) - len(rows)),
-    }
-
-
-def _embedded(
-    model: CLIP, pairs: Pairs, wanted: Sequence[int], chunk: int = 256, projected: bool = True
-) -> tuple[list[int], Embeds]:
-    """Which samples could be read, and a row for each."""
-    rows: list[int] = []
-    embeds = []
-    for start in track(range(0, len(wanted), chunk), f"embedding {pairs.source}", unit="chunk"):
-        pictures = []
-        for index in wanted[start : start + chunk]:
-            try:
-                pictures.append(to_rgb(pairs.image(index)))
-                rows.append(index)
-            except ValueError:
-                continue
-        embeds.append(embed_images(model, pictures, projected=projected))
-    return rows, torch.cat(embeds)
 
 
 SYSTEM = System(

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from openvocab.adapt import heads
+from openvocab.clip.measure import Labelled
 from openvocab.lab.few_shot import few_shot_table, split
-from openvocab.systems.clip import Labelled
 
 
 def world(rng, labels=8, dim=32, rows=60, gap=0.6, noise=2.2):

@@ -1,0 +1,81 @@
+"""Pairs through a model: embeddings of their pictures, zero-shot and retrieval figures.
+
+Pictures that cannot be read are left out and counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from openvocab.clip.engine import embed_images, embed_texts
+from openvocab.clip.model import CLIP
+from openvocab.clip.vocabulary import vocabulary
+from openvocab.clip.zeroshot import zero_shot_accuracy
+from openvocab.data.decode import to_rgb
+from openvocab.data.source import Pairs
+from openvocab.metrics.retrieve import retrieval
+from openvocab.progress import track
+from openvocab.shapes import Embeds
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features of the pictures of known classes, and how many of these could not be read."""
+
+    features: Float[Tensor, "image feature"]
+    labels: Int[Tensor, " image"]
+    broken: int = 0
+
+
+def embed_labelled(clip: CLIP, pairs: Pairs, projected: bool = True) -> Labelled:
+    """The pictures that have a class, as unit embeddings, or as what the tower pools before its projection.
+
+    Raises:
+        ValueError: no picture has a class, or the classes have no names.
+    """
+    labelled = [index for index in range(len(pairs)) if pairs.label(index) is not None]
+    if not labelled or not pairs.classnames:
+        raise ValueError(f"{pairs.source}: has no classes for this task; --task retrieval needs captions only")
+    rows, features = _embed(clip, pairs, labelled, projected=projected)
+    return Labelled(features, torch.tensor([pairs.label(index) for index in rows]), len(labelled) - len(rows))
+
+
+def zero_shot(clip: CLIP, pairs: Pairs, templates: str | Sequence[str]) -> dict[str, float]:
+    """The nearest class name wins: `top1`, `top5`, `mean_per_class`, `pictures`, `broken`."""
+    found = embed_labelled(clip, pairs)
+    figures = zero_shot_accuracy(found.features, found.labels, vocabulary(clip, list(pairs.classnames), templates))
+    return figures | {"pictures": float(len(found.labels)), "broken": float(found.broken)}
+
+
+def retrieve(clip: CLIP, pairs: Pairs) -> dict[str, float]:
+    """Recalls and median ranks both ways, a picture with several captions having several right answers."""
+    rows, embeds = _embed(clip, pairs, range(len(pairs)))
+    captions = [(place, text) for place, index in enumerate(rows) for text in pairs.captions(index)]
+    texts = embed_texts(clip, [text for _, text in captions])
+    figures = retrieval(embeds, texts, torch.tensor([place for place, _ in captions]))
+    return figures | {
+        "pictures": float(len(rows)),
+        "texts": float(len(captions)),
+        "broken": float(len(pairs) - len(rows)),
+    }
+
+
+def _embed(
+    clip: CLIP, pairs: Pairs, wanted: Sequence[int], chunk: int = 256, projected: bool = True
+) -> tuple[list[int], Embeds]:
+    """Which samples could be read, and a row for each."""
+    rows: list[int] = []
+    embeds = []
+    for start in track(range(0, len(wanted), chunk), f"embedding {pairs.source}", unit="chunk"):
+        pictures = []
+        for index in wanted[start : start + chunk]:
+            try:
+                pictures.append(to_rgb(pairs.image(index)))
+                rows.append(index)
+            except ValueError:
+                continue
+        embeds.append(embed_images(clip, pictures, projected=projected))
+    return rows, torch.cat(embeds)
