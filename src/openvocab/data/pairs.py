@@ -7,7 +7,7 @@ from typing import Any
 from openvocab.data.folders import open_folder
 from openvocab.data.scenes import open_scenes
 from openvocab.data.shards import Shards, expand_braces
-from openvocab.data.source import Pairs, PairsConfig
+from openvocab.data.source import Pairs, PairsConfig, with_class_files
 from openvocab.data.tables import TABLE_SUFFIXES, open_tables
 from openvocab.data.wit import is_wit, open_wit
 
@@ -24,7 +24,8 @@ _USED = {
 def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
     """Opens pictures with captions: a folder, `.csv`/`.tsv`/`.jsonl`/`.parquet`, `.tar` shards, or `scenes`.
 
-    Several shards or tables are named by braces (`train-{000..012}.tar`, `{a,b}.csv`). The settings are the fields of
+    Several shards or tables are named by braces (`train-{000..012}.tar`, `{a,b}.csv`). A folder as CLIP_benchmark lays
+    it out opens its `test` split, or the split's own folder that is named. The settings are the fields of
     `PairsConfig`.
 
     Raises:
@@ -41,6 +42,9 @@ def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
+    if split := _benchmark_split(paths[0]):
+        paths = _benchmark_shards(split)
+        config = with_class_files(config, split.parent)
     kind = _kind(paths, config.source)
     _refuse_unused(kind, config)
     if kind == "a folder":
@@ -48,6 +52,22 @@ def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
     if kind == "shards":
         return Shards(paths, config)
     return (open_wit if kind == "a WIT table" else open_tables)(paths, config)
+
+
+def _benchmark_split(path: Path) -> Path | None:
+    """The folder of `0.tar`, `1.tar`, ... and `nshards.txt` that is meant, if any."""
+    return next((folder for folder in (path, path / "test") if (folder / "nshards.txt").is_file()), None)
+
+
+def _benchmark_shards(split: Path) -> list[Path]:
+    text = (split / "nshards.txt").read_text(encoding="utf-8").strip()
+    if not text.isdigit() or not int(text):
+        raise ValueError(f"{split / 'nshards.txt'}: expected the number of shards, found {text[:40]!r}")
+    paths = [split / f"{number}.tar" for number in range(int(text))]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file, but nshards.txt counts {text}")
+    return paths
 
 
 def _kind(paths: list[Path], source: str) -> str:

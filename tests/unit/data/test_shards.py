@@ -132,3 +132,29 @@ def test_a_shard_that_shrank_since_it_was_opened_breaks_its_samples_only(shard):
     shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(ValueError, match="inside a picture"):
         pairs.image(5)
+
+
+def test_a_folder_as_clip_benchmark_lays_it_out(tmp_path):
+    root = tmp_path / "wds_pets"
+    for split, count in (("test", 2), ("train", 1)):
+        (root / split).mkdir(parents=True)
+        (root / split / "nshards.txt").write_text(f"{count}\n")
+        for shard in range(count):
+            members = {
+                f"s{shard}_{row}.{kind}": content
+                for row in range(2)
+                for kind, content in (("png", encode(noise(row))), ("cls", str(row).encode()))
+            }
+            write_tar(root / split / f"{shard}.tar", members)
+    (root / "classnames.txt").write_text("cat\ndog\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a {c}\nthe {c}\n")
+    test, train = open_pairs(root), open_pairs(root / "train")
+    assert (len(test), len(train), test.classnames) == (4, 2, ("cat", "dog"))
+    assert [test.label(index) for index in range(4)] == [0, 1, 0, 1]
+    assert test.captions(1) == ("a dog", "the dog")
+    (root / "test" / "1.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1.tar: no such file, but nshards.txt counts 2"):
+        open_pairs(root)
+    (root / "test" / "nshards.txt").write_text("two")
+    with pytest.raises(ValueError, match="expected the number of shards, found 'two'"):
+        open_pairs(root)
