@@ -66,7 +66,7 @@ class RecipeConfig:
 
 
 TRACKS = {
-    "pairs": RecipeConfig(world=WorldConfig(max_objects=1, share_single=1.0), exchange=False, steps=700, batch_size=32),
+    "pairs": RecipeConfig(world=WorldConfig(max_objects=1, share_single=1.0), exchange=False, steps=600, batch_size=32),
     "both": RecipeConfig(world=WorldConfig(share_single=0.65), exchange=True, steps=1000, batch_size=64, embed_dim=128),
 }
 GOALS = {"pairs": {"pairs": 0.95}, "both": {"pairs": 0.95, "exchanged": 0.90}}

@@ -85,12 +85,12 @@ def train(
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or a model.")],
     data: Data,
-    task: Annotated[str, typer.Option(help="zeroshot, retrieval, probe or fewshot.")] = "zeroshot",
+    task: Annotated[str, typer.Option(help="zeroshot, retrieval, probe, fewshot or calibration.")] = "zeroshot",
     templates: Templates = "generic",
-    train: Annotated[str | None, typer.Option(help="Labelled pictures that probe and fewshot fit on.")] = None,
+    train: Annotated[str | None, typer.Option(help="Labelled pictures for tasks that fit something.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures a model on data: zero-shot, retrieval, a linear probe, or methods that learn from few labels."""
+    """Measures a model on data: zero-shot, retrieval, linear probe, few-shot methods, calibration."""
     from openvocab.lab.evaluation import evaluate_source
 
     result = evaluate_source(source, data, task, templates, train)

@@ -8,16 +8,19 @@ import torch
 
 from openvocab import loading
 from openvocab.adapt.probe import fit_probe, search_probe
+from openvocab.adapt.trust import fit_calibration
 from openvocab.clip.measure import embed_labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.lab.few_shot import SHOTS, few_shot_table
+from openvocab.metrics.calibration import reliability
 from openvocab.metrics.classify import mean_per_class_recall, top_k_accuracy
 from openvocab.systems import clip as system
 
-FITTED = ("probe", "fewshot")
+Figures = dict[str, float]
+FITTED = ("probe", "fewshot", "calibration")
 """Tasks that fit something on labelled pictures of their own."""
 
 
@@ -27,7 +30,7 @@ def evaluate_source(
     """Measures a model, or the model of a run's folder.
 
     Args:
-        train: labelled pictures that the tasks `probe` and `fewshot` fit on; the classes of `data`.
+        train: labelled pictures that the tasks `probe`, `fewshot` and `calibration` fit on; the classes of `data`.
 
     Raises:
         ValueError: such a task without `train`, or `train` with other classes.
@@ -48,7 +51,7 @@ def evaluate_source(
     }
 
 
-def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> dict[str, float]:
+def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> Figures:
     """Logistic regression on what the tower pools before its projection (Radford et al. 2021, appendix A.3).
 
     A fifth of the training pictures of each class chooses C; the probe is then fitted on all of them and asked once.
@@ -93,6 +96,29 @@ def few_shot(
     return figures | {"table": rows}
 
 
+def calibration(clip: CLIP, train: Pairs, test: Pairs, templates: tuple[str, ...], coverage: float = 0.9) -> Figures:
+    """Error of the probabilities as the model gives them and with a fitted temperature; how often sets of labels cover.
+
+    `ece` is the expected calibration error over 15 bins, `set_size` the mean number of labels of a set.
+    """
+    fit, asked = (embed_labelled(clip, pairs) for pairs in (train, test))
+    text = vocabulary(clip, list(test.classnames), templates).embeds
+    scale = float(clip.scale().detach())
+    logits = scale * asked.features @ text.T
+    fitted = fit_calibration(scale * fit.features @ text.T, fit.labels, coverage=coverage)
+    sets = fitted.sets(logits)
+    return {
+        "ece": reliability(logits.softmax(1), asked.labels).ece,
+        "ece_calibrated": reliability(fitted.probabilities(logits), asked.labels).ece,
+        "temperature": fitted.temperature,
+        "coverage_asked": coverage,
+        "coverage": sets.gather(1, asked.labels.unsqueeze(1)).double().mean().item(),
+        "set_size": sets.sum(1).double().mean().item(),
+        "pictures": float(len(asked.labels)),
+        "broken": float(asked.broken + fit.broken),
+    }
+
+
 def open_model(source: str) -> CLIP:
     """A model by its source, or the one that the run in this folder made."""
     inside = Path(source) / "model"
@@ -109,7 +135,9 @@ def _open_train(train: str | None, task: str, test: Pairs) -> Pairs:
 
 
 def _fitted(clip: CLIP, train: Pairs, test: Pairs, task: str, templates: tuple[str, ...]) -> dict[str, Any]:
-    return linear_probe(clip, train, test) if task == "probe" else few_shot(clip, train, test, templates)
+    if task == "probe":
+        return linear_probe(clip, train, test)
+    return (few_shot if task == "fewshot" else calibration)(clip, train, test, templates)
 
 
 def _origin(clip: CLIP) -> str | None:

@@ -332,7 +332,7 @@ def evaluate(model: CLIP, pairs: Pairs, task: str = "zeroshot", templates: tuple
         return measure.zero_shot(model, pairs, templates)
     if task == "retrieval":
         return measure.retrieve(model, pairs)
-    raise ValueError(f"task {task!r}: expected zeroshot, retrieval, probe or fewshot")
+    raise ValueError(f"task {task!r}: expected zeroshot, retrieval, probe, fewshot or calibration")
 
 
 SYSTEM = System(

@@ -46,6 +46,15 @@ def test_few_shot_compares_every_method_on_the_same_splits(sides):
     assert found["probe @4"] == pytest.approx(sum(rows["probe", 4]["top1"]) / 2)
 
 
+def test_calibration_halves_the_error_and_sets_cover(sides):
+    clip = tiny_clip()
+    train, test = (open_pairs(side) for side in sides)
+    found = evaluation.calibration(clip, train, test, ("a {}",), coverage=0.8)
+    assert found["ece_calibrated"] < found["ece"]
+    assert found["coverage"] > 0.6
+    assert 1 <= found["set_size"] <= 3
+
+
 def test_tasks_that_fit_ask_for_pictures_with_the_same_classes(sides, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "open_model", lambda source: tiny_clip())
     with pytest.raises(ValueError, match="name them with --train"):
