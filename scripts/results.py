@@ -24,7 +24,7 @@ TITLES = {
     "train": "A training step of ViT-B/32, beside open_clip",
     "world": "Generated scenes per second",
 }
-HIDDEN = {"command", "machine", "runs", "hardware", "versions"}
+HIDDEN = {"command", "machine", "runs", "cells", "rows", "hardware", "versions"}
 
 
 def figures(value: Any, path: str = "") -> list[tuple[str, str]]:
