@@ -14,6 +14,8 @@ from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.lab.training import train_system
 from openvocab.systems import clip as system
+from openvocab.train.config import FitConfig
+from openvocab.train.fit import Stage, fit
 from openvocab.train.optim import GroupConfig, OptimConfig
 from openvocab.train.step import Step, StepConfig
 
@@ -139,6 +141,39 @@ def test_kill_minus_9_at_random_steps_and_the_same_command_give_the_same_bytes(t
     for name in ("checkpoint.safetensors", "model/model.safetensors"):
         whole, killed = (sha256((tmp_path / folder / name).read_bytes()).digest() for folder in ("whole", "killed"))
         assert whole == killed, name
+
+
+def test_gradient_checkpointing_changes_memory_and_nothing_else(monkeypatch):
+    recomputed = []
+    from openvocab.blocks import transformer
+
+    real = transformer.checkpoint
+    monkeypatch.setattr(transformer, "checkpoint", lambda *a, **k: recomputed.append(1) or real(*a, **k))
+    ends = []
+    for enabled in (False, True):
+        model = small(dropout=0.2, patch_dropout=0.3)
+        config = FitConfig(steps=3, seed=1, gradient_checkpointing=enabled)
+        data = Repeated(batch(8))
+        fit(model, Stage(data=data, loss=system.loss, embed=system.embed, config=config, constrain=system.constrain))
+        ends.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert recomputed
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="no transformer blocks"):
+        fit(torch.nn.Linear(1, 1), Stage(data=Repeated({}), loss=system.loss, config=config))
+
+
+class Repeated:
+    """One batch again and again."""
+
+    def __init__(self, rows: dict[str, torch.Tensor]):
+        self.rows = rows
+
+    def stream(self, start_step: int, steps: int):
+        return iter([self.rows] * steps)
+
+    def report(self) -> dict[str, float]:
+        return {}
 
 
 def test_the_temperature_is_clamped_after_the_step_for_softmax_models_only():

@@ -179,11 +179,14 @@ def _write(demo: Demo, run: Path, held_out: Examined, pairs: Retrieved) -> None:
             report.table(
                 ("measure", "result", "chance"),
                 [
-                    ("held-out colour-shape pairs, one prompt", demo.held_out_single, demo.chance),
-                    ("held-out colour-shape pairs, 12 prompts", demo.held_out_ensemble, demo.chance),
-                    ("seen pairs, 12 prompts", demo.seen_ensemble, demo.chance),
-                    (f"caption to its picture, R@1 of {RETRIEVED}", demo.t2i_r1, 1 / RETRIEVED),
-                    (f"picture to its caption, R@1 of {RETRIEVED}", demo.i2t_r1, 1 / RETRIEVED),
+                    (what, f"{result:.1%}", f"{chance:.1%}")
+                    for what, result, chance in (
+                        ("held-out colour-shape pairs, one prompt", demo.held_out_single, demo.chance),
+                        ("held-out colour-shape pairs, 12 prompts", demo.held_out_ensemble, demo.chance),
+                        ("seen pairs, 12 prompts", demo.seen_ensemble, demo.chance),
+                        (f"caption to its picture, R@1 of {RETRIEVED}", demo.t2i_r1, 1 / RETRIEVED),
+                        (f"picture to its caption, R@1 of {RETRIEVED}", demo.i2t_r1, 1 / RETRIEVED),
+                    )
                 ],
             ),
         ),

@@ -74,14 +74,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str | Number]]) -> str:
 
 def curve(points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, level: Number | None = None) -> str:
     """A line over its axes; `level` draws a dashed line that the eye should compare with (chance, say)."""
-    wide, high, left, bottom = 480, 220, 48, 28
+    wide, high, left, bottom, right = 480, 220, 48, 28, 24
     xs, ys = [x for x, _ in points], [y for _, y in points]
     y_values = ys + ([level] if level is not None else [])
     x_low, x_high, y_low, y_high = min(xs), max(xs), min(0.0, *y_values), max(y_values)
 
     def place(x: Number, y: Number) -> tuple[float, float]:
         return (
-            left + (x - x_low) / ((x_high - x_low) or 1) * (wide - left - 12),
+            left + (x - x_low) / ((x_high - x_low) or 1) * (wide - left - right),
             high - bottom - (y - y_low) / ((y_high - y_low) or 1) * (high - bottom - 16),
         )
 
@@ -89,7 +89,7 @@ def curve(points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, lev
     marks = []
     for tick in _ticks(y_low, y_high):
         _, y = place(x_low, tick)
-        marks.append(f'<line class="axis" x1="{left}" x2="{wide - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(f'<line class="axis" x1="{left}" x2="{wide - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         marks.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for tick in _ticks(x_low, x_high):
         x, _ = place(tick, y_low)
@@ -97,7 +97,7 @@ def curve(points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, lev
     if level is not None:
         _, y = place(x_low, level)
         dashed = 'stroke-dasharray="4 4" stroke="var(--soft)"'
-        marks.append(f'<line {dashed} x1="{left}" x2="{wide - 12}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        marks.append(f'<line {dashed} x1="{left}" x2="{wide - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
     caption = f"{html.escape(y_name)} against {html.escape(x_name)}"
     return (
         f'<figure><svg viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{caption}">{"".join(marks)}'

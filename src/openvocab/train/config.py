@@ -46,6 +46,8 @@ class FitConfig:
     accumulate: int = 1
     precision: str = "float32"
     ema_decay: float = 0.0
+    gradient_checkpointing: bool = False
+    """Transformer blocks are computed again in the backward pass: their memory is saved for a third more work."""
     log_every_steps: int = 10
     evaluate_every_steps: int = 0
     checkpoint_every_steps: int = 500

@@ -138,6 +138,7 @@ class _Run:
         self.ranks = distributed.world_size(distributed.world())
         self.main = distributed.rank(distributed.world()) == 0
         self.frozen = _freeze_others(model, stage.groups)
+        _set_checkpointing(model, config.gradient_checkpointing)
         self.step = Step(
             model,
             stage.loss,
@@ -296,10 +297,21 @@ def _line(row: Row) -> str:
     return ", ".join([*parts, f"{row['images_per_s']:.0f} images/s", f"data {row['data_share']:.0%}"])
 
 
+def _set_checkpointing(model: nn.Module, enabled: bool) -> None:
+    """Switches every part that can recompute itself in the backward pass (`checkpointing`, as transformers have it)."""
+    able = [module for module in model.modules() if hasattr(module, "checkpointing")]
+    if enabled and not able:
+        raise ValueError("gradient_checkpointing=true: the model has no transformer blocks to compute again")
+    for module in able:
+        module.checkpointing = enabled  # type: ignore[assignment]
+
+
 def _plan(stage: Stage) -> dict[str, Any]:
     config = asdict(stage.config)
     watched = {"log_every_steps", "evaluate_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes"}
-    kept = {name: value for name, value in config.items() if name not in watched | {"tensorboard"}}
+    kept = {
+        name: value for name, value in config.items() if name not in watched | {"tensorboard", "gradient_checkpointing"}
+    }
     return {"name": stage.name, "fit": kept, "optim": asdict(stage.optim), "groups": [asdict(g) for g in stage.groups]}
 
 
