@@ -88,13 +88,19 @@ def evaluate(
     task: Annotated[str, typer.Option(help="zeroshot, retrieval, probe, fewshot or calibration.")] = "zeroshot",
     templates: Templates = "generic",
     train: Annotated[str | None, typer.Option(help="Labelled pictures for tasks that fit something.")] = None,
+    against: Annotated[str | None, typer.Option(help="Another model, compared on the same rows.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for result.json, result.csv and report.html.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measures a model on data: zero-shot, retrieval, linear probe, few-shot methods, calibration."""
     from openvocab.lab.evaluation import evaluate_source
 
-    result = evaluate_source(source, data, task, templates, train)
-    figures = {name: value for name, value in result["metrics"].items() if not isinstance(value, list)}
+    result = evaluate_source(source, data, task, templates, train, against, out)
+    figures = dict(result["metrics"])
+    for name, (low, high) in result["intervals"].items():
+        figures[name] = f"{figures[name]:.4f}  ({low:.4f} to {high:.4f})"
+    for name, found in result.get("against", {}).items():
+        figures[f"{name}, gain"] = f"{found['mean']:+.4f}  ({found['low']:+.4f} to {found['high']:+.4f})"
     _show(result, as_json, _table(figures))
 
 

@@ -4,7 +4,7 @@ Pictures that cannot be read are left out and counted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +13,10 @@ from torch import Tensor
 from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.clip.model import CLIP
 from openvocab.clip.vocabulary import vocabulary
-from openvocab.clip.zeroshot import zero_shot_accuracy
 from openvocab.data.decode import to_rgb
 from openvocab.data.source import Pairs
-from openvocab.metrics.retrieve import retrieval
+from openvocab.metrics.classify import mean_per_class_recall, top_k_credits
+from openvocab.metrics.retrieve import RECALLS, retrieval_ranks, summarize_ranks
 from openvocab.progress import track
 from openvocab.shapes import Embeds
 
@@ -43,24 +43,38 @@ def embed_labelled(clip: CLIP, pairs: Pairs, projected: bool = True) -> Labelled
     return Labelled(features, torch.tensor([pairs.label(index) for index in rows]), len(labelled) - len(rows))
 
 
-def zero_shot(clip: CLIP, pairs: Pairs, templates: str | Sequence[str]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Measured:
+    """Figures, and for those that are means over rows what each row gave, for intervals and comparisons."""
+
+    figures: dict[str, float]
+    rows: dict[str, Float[Tensor, " _"]] = field(default_factory=dict)
+
+
+def zero_shot(clip: CLIP, pairs: Pairs, templates: str | Sequence[str]) -> Measured:
     """The nearest class name wins: `top1`, `top5`, `mean_per_class`, `pictures`, `broken`."""
     found = embed_labelled(clip, pairs)
-    figures = zero_shot_accuracy(found.features, found.labels, vocabulary(clip, list(pairs.classnames), templates))
-    return figures | {"pictures": float(len(found.labels)), "broken": float(found.broken)}
+    scores = found.features @ vocabulary(clip, list(pairs.classnames), templates).embeds.T
+    return classified(scores, found.labels, found.broken)
 
 
-def retrieve(clip: CLIP, pairs: Pairs) -> dict[str, float]:
+def classified(scores: Float[Tensor, "image label"], labels: Int[Tensor, " image"], broken: int) -> Measured:
+    """The figures of any classifier."""
+    rows = {f"top{k}": top_k_credits(scores, labels, k) for k in (1, 5) if k <= scores.shape[1]}
+    figures = {name: credits.mean().item() for name, credits in rows.items()}
+    figures["mean_per_class"] = mean_per_class_recall(scores, labels)
+    return Measured(figures | {"pictures": float(len(labels)), "broken": float(broken)}, rows)
+
+
+def retrieve(clip: CLIP, pairs: Pairs) -> Measured:
     """Recalls and median ranks both ways, a picture with several captions having several right answers."""
     rows, embeds = _embed(clip, pairs, range(len(pairs)))
     captions = [(place, text) for place, index in enumerate(rows) for text in pairs.captions(index)]
     texts = embed_texts(clip, [text for _, text in captions])
-    figures = retrieval(embeds, texts, torch.tensor([place for place, _ in captions]))
-    return figures | {
-        "pictures": float(len(rows)),
-        "texts": float(len(captions)),
-        "broken": float(len(pairs) - len(rows)),
-    }
+    ranks = retrieval_ranks(embeds, texts, torch.tensor([place for place, _ in captions]))
+    counts = {"pictures": float(len(rows)), "texts": float(len(captions)), "broken": float(len(pairs) - len(rows))}
+    hits = {f"{way}_r@{k}": (of <= k).double() for way, of in zip(("t2i", "i2t"), ranks) for k in RECALLS}
+    return Measured(summarize_ranks(*ranks) | counts, hits)
 
 
 def _embed(

@@ -1,57 +1,93 @@
-"""`openvocab eval`: any model on any data."""
+"""`openvocab eval`: any model on any data, with intervals, beside another model, as a report."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from openvocab import loading
+from openvocab import loading, storage
 from openvocab.adapt.probe import fit_probe, search_probe
 from openvocab.adapt.trust import fit_calibration
-from openvocab.clip.measure import embed_labelled
+from openvocab.clip import measure
+from openvocab.clip.measure import Measured, embed_labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.source import Pairs, PairsConfig
+from openvocab.lab import evaluation_report
 from openvocab.lab.few_shot import SHOTS, few_shot_table
 from openvocab.metrics.calibration import reliability
-from openvocab.metrics.classify import mean_per_class_recall, top_k_accuracy
+from openvocab.metrics.compare import paired_bootstrap
+from openvocab.metrics.interval import wilson
+from openvocab.progress import note
 from openvocab.systems import clip as system
 
-Figures = dict[str, float]
-FITTED = ("probe", "fewshot", "calibration")
+TASKS = ("zeroshot", "retrieval", "probe", "fewshot", "calibration")
+FITTED = TASKS[2:]
 """Tasks that fit something on labelled pictures of their own."""
 
 
 def evaluate_source(
-    source: str, data: str, task: str, templates: str = "generic", train: str | None = None
+    source: str,
+    data: str,
+    task: str,
+    templates: str = "generic",
+    train: str | None = None,
+    against: str | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    """Measures a model, or the model of a run's folder.
+    """Measures a model, or the model of a run's folder: `metrics`, and `intervals` (Wilson, 95 %) of those that are
+    shares of pictures or texts.
 
     Args:
         train: labelled pictures that the tasks `probe`, `fewshot` and `calibration` fit on; the classes of `data`.
+        against: another model; `against` in the result holds this model's gain over it on the same rows.
+        out: a folder for `result.json`, `result.csv` and `report.html`; what stands there for the same question is
+            returned without work.
 
     Raises:
-        ValueError: such a task without `train`, or `train` with other classes.
+        ValueError: an unknown task, one that fits without `train`, or `train` with other classes.
     """
-    clip = open_model(source)
-    prompts = read_templates(templates)
+    if task not in TASKS:
+        raise ValueError(f"task {task!r}: expected one of {', '.join(TASKS)}")
+    clip, prompts = open_model(source), read_templates(templates)
+    other = open_model(against) if against else None
     pairs = system.open_test(PairsConfig(source=data))
-    if task in FITTED:
-        metrics = _fitted(clip, _open_train(train, task, pairs), pairs, task, prompts)
-    else:
-        metrics = system.evaluate(clip, pairs, task, prompts)
-    return {
-        "model": {"name": clip.name, "fingerprint": clip.fingerprint, "trained_on": _origin(clip)},
-        "data": {"source": data, "fingerprint": pairs.fingerprint, "train": train},
+    fit = _open_train(train, task, pairs) if task in FITTED else None
+    asked = {
+        "model": _about(clip),
+        "data": {"source": data, "fingerprint": pairs.fingerprint, "train": fit.fingerprint if fit else None},
         "task": task,
         "templates": list(prompts),
-        "metrics": metrics,
+        "against_model": _about(other) if other else None,
+    }
+    if out and (out / "result.json").exists():
+        found = storage.read_json(out / "result.json")
+        if {name: found.get(name) for name in asked} == asked:
+            note(f"{out / 'result.json'} holds this evaluation already")
+            return found
+    measured, extra = _measure(clip, task, pairs, fit, prompts)
+    result = asked | {"metrics": measured.figures, "intervals": intervals(measured)} | extra
+    if other:
+        peer, _ = _measure(other, task, pairs, fit, prompts)
+        result["against"] = {
+            name: asdict(paired_bootstrap(peer.rows[name], rows)) for name, rows in measured.rows.items()
+        }
+    if out:
+        evaluation_report.write(out, result)
+    return result
+
+
+def intervals(measured: Measured) -> dict[str, list[float]]:
+    """Wilson's 95 % interval of every figure that is a share of rows."""
+    return {
+        name: list(wilson(round(rows.sum().item()), len(rows))) for name, rows in measured.rows.items() if len(rows)
     }
 
 
-def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> Figures:
+def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> Measured:
     """Logistic regression on what the tower pools before its projection (Radford et al. 2021, appendix A.3).
 
     A fifth of the training pictures of each class chooses C; the probe is then fitted on all of them and asked once.
@@ -65,24 +101,17 @@ def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> Figure
         held[rows[: max(1, len(rows) // 5)]] = True
     found = search_probe(features[~held], labels[~held], (features[held], labels[held]), num_labels)
     probe = fit_probe(features, labels, num_labels, found.c, start=found)
-    scores = probe(asked.features)
-    return {
-        "top1": top_k_accuracy(scores, asked.labels),
-        "mean_per_class": mean_per_class_recall(scores, asked.labels),
-        "c": found.c,
-        "pictures": float(len(asked.labels)),
-        "broken": float(asked.broken + fit.broken),
-    }
+    answers = measure.classified(probe(asked.features), asked.labels, asked.broken + fit.broken)
+    return Measured(answers.figures | {"c": found.c}, answers.rows)
 
 
 def few_shot(
     clip: CLIP, train: Pairs, test: Pairs, templates: tuple[str, ...], shots: Sequence[int] = SHOTS, seeds: int = 5
-) -> dict[str, Any]:
+) -> tuple[Measured, list[dict[str, Any]]]:
     """Mean top-1 of every method and number of shots, and its difference from zero-shot on the same pictures."""
     fit, asked = (embed_labelled(clip, pairs) for pairs in (train, test))
     text = vocabulary(clip, list(test.classnames), templates).embeds
     cells = few_shot_table(fit, asked, text, float(clip.scale().detach()), shots=shots, seeds=seeds)
-    figures: dict[str, Any] = {f"{cell.method} @{cell.shots}": cell.mean for cell in cells}
     rows = [
         {
             "method": cell.method,
@@ -93,36 +122,68 @@ def few_shot(
         }
         for cell in cells
     ]
-    return figures | {"table": rows}
+    return Measured({f"{cell.method} @{cell.shots}": cell.mean for cell in cells}), rows
 
 
-def calibration(clip: CLIP, train: Pairs, test: Pairs, templates: tuple[str, ...], coverage: float = 0.9) -> Figures:
+def calibration(
+    clip: CLIP, train: Pairs, test: Pairs, templates: tuple[str, ...], coverage: float = 0.9
+) -> tuple[Measured, dict[str, Any]]:
     """Error of the probabilities as the model gives them and with a fitted temperature; how often sets of labels cover.
 
-    `ece` is the expected calibration error over 15 bins, `set_size` the mean number of labels of a set.
+    `ece` is the expected calibration error over 15 bins, `set_size` the mean number of labels of a set. The second
+    value holds the confidence and accuracy of each bin that is not empty, before and after.
     """
     fit, asked = (embed_labelled(clip, pairs) for pairs in (train, test))
     text = vocabulary(clip, list(test.classnames), templates).embeds
     scale = float(clip.scale().detach())
     logits = scale * asked.features @ text.T
     fitted = fit_calibration(scale * fit.features @ text.T, fit.labels, coverage=coverage)
+    before, after = (
+        reliability(probabilities, asked.labels) for probabilities in (logits.softmax(1), fitted.probabilities(logits))
+    )
     sets = fitted.sets(logits)
-    return {
-        "ece": reliability(logits.softmax(1), asked.labels).ece,
-        "ece_calibrated": reliability(fitted.probabilities(logits), asked.labels).ece,
+    covered = sets.gather(1, asked.labels.unsqueeze(1)).flatten().double()
+    figures = {
+        "ece": before.ece,
+        "ece_calibrated": after.ece,
         "temperature": fitted.temperature,
         "coverage_asked": coverage,
-        "coverage": sets.gather(1, asked.labels.unsqueeze(1)).double().mean().item(),
+        "coverage": covered.mean().item(),
         "set_size": sets.sum(1).double().mean().item(),
         "pictures": float(len(asked.labels)),
         "broken": float(asked.broken + fit.broken),
     }
+    bins = {
+        name: [
+            [c, a] for c, a, n in zip(found.confidence.tolist(), found.accuracy.tolist(), found.counts.tolist()) if n
+        ]
+        for name, found in (("before", before), ("after", after))
+    }
+    return Measured(figures, {"coverage": covered}), bins
 
 
 def open_model(source: str) -> CLIP:
     """A model by its source, or the one that the run in this folder made."""
     inside = Path(source) / "model"
     return loading.load(str(inside) if (inside / "openvocab.json").exists() else source)
+
+
+def _measure(
+    clip: CLIP, task: str, test: Pairs, train: Pairs | None, templates: tuple[str, ...]
+) -> tuple[Measured, dict[str, Any]]:
+    """What a task finds, and what it has besides figures."""
+    if task == "zeroshot":
+        return measure.zero_shot(clip, test, templates), {}
+    if task == "retrieval":
+        return measure.retrieve(clip, test), {}
+    assert train is not None
+    if task == "probe":
+        return linear_probe(clip, train, test), {}
+    if task == "fewshot":
+        measured, table = few_shot(clip, train, test, templates)
+        return measured, {"table": table}
+    measured, bins = calibration(clip, train, test, templates)
+    return measured, {"reliability": bins}
 
 
 def _open_train(train: str | None, task: str, test: Pairs) -> Pairs:
@@ -134,11 +195,6 @@ def _open_train(train: str | None, task: str, test: Pairs) -> Pairs:
     return pairs
 
 
-def _fitted(clip: CLIP, train: Pairs, test: Pairs, task: str, templates: tuple[str, ...]) -> dict[str, Any]:
-    if task == "probe":
-        return linear_probe(clip, train, test)
-    return (few_shot if task == "fewshot" else calibration)(clip, train, test, templates)
-
-
-def _origin(clip: CLIP) -> str | None:
-    return clip.trained_on["source"] if clip.trained_on else None
+def _about(clip: CLIP) -> dict[str, Any]:
+    origin = clip.trained_on["source"] if clip.trained_on else None
+    return {"name": clip.name, "fingerprint": clip.fingerprint, "trained_on": origin}

@@ -8,8 +8,8 @@ Scores = Float[Tensor, "row label"]
 Labels = Int[Tensor, " row"]
 
 
-def top_k_accuracy(scores: Scores, labels: Labels, k: int = 1) -> float:
-    """Share of rows whose label is among the k highest scores.
+def top_k_credits(scores: Scores, labels: Labels, k: int = 1) -> Float[Tensor, " row"]:
+    """1 where a row's label is among the k highest scores, else 0.
 
     Ties count as the expected value over all ways to break them: a row whose label shares its score with t labels in
     all, b being strictly above, counts min(1, max(0, (k - b) / t)). Constant scores are thus worth exactly chance.
@@ -19,7 +19,12 @@ def top_k_accuracy(scores: Scores, labels: Labels, k: int = 1) -> float:
         raise ValueError(f"k is {k}, but there are {scores.shape[1]} labels")
     own = scores.gather(1, labels.unsqueeze(1))
     above, tied = (scores > own).sum(dim=1), (scores == own).sum(dim=1)
-    return ((k - above) / tied).clamp(0, 1).double().mean().item()
+    return ((k - above) / tied).clamp(0, 1).double()
+
+
+def top_k_accuracy(scores: Scores, labels: Labels, k: int = 1) -> float:
+    """Mean of `top_k_credits`."""
+    return top_k_credits(scores, labels, k).mean().item()
 
 
 def mean_per_class_recall(scores: Scores, labels: Labels) -> float:

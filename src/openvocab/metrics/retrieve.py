@@ -32,7 +32,13 @@ def retrieval(
     Raises:
         ValueError: an index beyond the pictures, or no texts.
     """
-    t2i, i2t = retrieval_ranks(image_embeds, text_embeds, text_image_index)
+    return summarize_ranks(*retrieval_ranks(image_embeds, text_embeds, text_image_index), ks)
+
+
+def summarize_ranks(
+    t2i: Int[Tensor, " text"], i2t: Int[Tensor, " query_image"], ks: Sequence[int] = RECALLS
+) -> dict[str, float]:
+    """The figures of `retrieval` from the ranks of both directions."""
     out: dict[str, float] = {}
     for name, ranks in (("t2i", t2i), ("i2t", i2t)):
         for k in ks:

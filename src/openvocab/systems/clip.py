@@ -329,9 +329,9 @@ def evaluate(model: CLIP, pairs: Pairs, task: str = "zeroshot", templates: tuple
         ValueError: an unknown task, or pairs without classes for zero-shot.
     """
     if task == "zeroshot":
-        return measure.zero_shot(model, pairs, templates)
+        return measure.zero_shot(model, pairs, templates).figures
     if task == "retrieval":
-        return measure.retrieve(model, pairs)
+        return measure.retrieve(model, pairs).figures
     raise ValueError(f"task {task!r}: expected zeroshot, retrieval, probe, fewshot or calibration")
 
 

@@ -1,3 +1,7 @@
+import csv
+import functools
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +34,7 @@ def sides(tmp_path):
 def test_a_linear_probe_reads_what_the_tower_sees(sides):
     clip = tiny_clip()
     train, test = (open_pairs(side) for side in sides)
-    found = evaluation.linear_probe(clip, train, test)
+    found = evaluation.linear_probe(clip, train, test).figures
     assert found["top1"] == found["mean_per_class"] == 1.0
     assert (found["pictures"], found["broken"]) == (15.0, 0.0)
     assert isinstance(clip.config.image, ViTConfig)
@@ -39,17 +43,19 @@ def test_a_linear_probe_reads_what_the_tower_sees(sides):
 def test_few_shot_compares_every_method_on_the_same_splits(sides):
     clip = tiny_clip()
     train, test = (open_pairs(side) for side in sides)
-    found = evaluation.few_shot(clip, train, test, ("a {}",), shots=(1, 4), seeds=2)
-    rows = {(row["method"], row["shots"]): row for row in found["table"]}
+    found, table = evaluation.few_shot(clip, train, test, ("a {}",), shots=(1, 4), seeds=2)
+    rows = {(row["method"], row["shots"]): row for row in table}
     assert rows["zero-shot", 1]["top1"] == rows["zero-shot", 4]["top1"]
     assert rows["zero-shot", 4]["gain_interval"] == [0.0, 0.0]
-    assert found["probe @4"] == pytest.approx(sum(rows["probe", 4]["top1"]) / 2)
+    assert found.figures["probe @4"] == pytest.approx(sum(rows["probe", 4]["top1"]) / 2)
 
 
 def test_calibration_halves_the_error_and_sets_cover(sides):
     clip = tiny_clip()
     train, test = (open_pairs(side) for side in sides)
-    found = evaluation.calibration(clip, train, test, ("a {}",), coverage=0.8)
+    measured, bins = evaluation.calibration(clip, train, test, ("a {}",), coverage=0.8)
+    found = measured.figures
+    assert all(0 <= value <= 1 for found_bins in bins.values() for pair in found_bins for value in pair)
     assert found["ece_calibrated"] < found["ece"]
     assert found["coverage"] > 0.6
     assert 1 <= found["set_size"] <= 3
@@ -66,3 +72,35 @@ def test_tasks_that_fit_ask_for_pictures_with_the_same_classes(sides, tmp_path, 
     found = evaluation.evaluate_source("tiny", sides[1], "probe", train=sides[0])
     assert found["metrics"]["top1"] == 1.0
     assert torch.tensor(found["metrics"]["c"]) > 0
+
+
+def test_results_have_intervals_a_rival_and_files_and_are_not_made_twice(sides, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "open_model", lambda source: tiny_clip(seed=int(source)))
+    out = tmp_path / "out"
+    asked = {"source": "0", "data": sides[1], "task": "zeroshot", "against": "1", "out": out}
+    found = evaluation.evaluate_source(**asked)
+    low, high = found["intervals"]["top1"]
+    assert low <= found["metrics"]["top1"] <= high
+    assert found["against"]["top1"]["low"] <= found["against"]["top1"]["mean"] <= found["against"]["top1"]["high"]
+    assert (
+        evaluation.evaluate_source(**asked | {"source": "0", "against": "0", "out": None})["against"]["top1"]["mean"]
+        == 0
+    )
+    table = list(csv.DictReader((out / "result.csv").read_text().splitlines()))
+    assert {row["figure"]: float(row["value"]) for row in table} == found["metrics"]
+    assert "Gain over tiny" in (out / "report.html").read_text()
+    monkeypatch.setattr(evaluation, "_measure", None)
+    assert evaluation.evaluate_source(**asked) == json.loads(json.dumps(found))
+    assert "holds this evaluation already" in capsys.readouterr().err
+    with pytest.raises(TypeError):  # another question is worked on
+        evaluation.evaluate_source(**asked | {"task": "retrieval"})
+
+
+@pytest.mark.parametrize("task", ["retrieval", "fewshot", "calibration"])
+def test_every_task_writes_its_report(sides, tmp_path, monkeypatch, task):
+    monkeypatch.setattr(evaluation, "open_model", lambda source: tiny_clip())
+    monkeypatch.setattr(evaluation, "few_shot", functools.partial(evaluation.few_shot, shots=(1,), seeds=1))
+    monkeypatch.setattr(evaluation, "calibration", functools.partial(evaluation.calibration, coverage=0.5))
+    evaluation.evaluate_source("x", sides[1], task, train=sides[0], out=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert {"retrieval": "t2i_r@1", "fewshot": "Tip-Adapter", "calibration": "Reliability"}[task] in page

@@ -42,7 +42,7 @@ def test_pictures_survive_the_trip():
 def test_the_curve_spans_its_axes():
     svg = report.curve([(0, 5.0), (50, 2.5), (100, 0.0)], "step", "loss")
     points = [tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]+)"', svg)[1].split()]
-    assert points == [(48.0, 16.0), (258.0, 104.0), (468.0, 192.0)]
+    assert points == [(48.0, 16.0), (252.0, 104.0), (456.0, 192.0)]
 
 
 def test_tables_align_numbers_and_escape_text():
