@@ -172,6 +172,7 @@ def _write(demo: Demo, run: Path, held_out: Examined, pairs: Retrieved) -> None:
     confusion = confusion_matrix(predicted, held_out.labels, len(CLASSES)).numpy()[unseen] / PER_CLASS
     shown = pairs.similarity[:48, :48]
     mistakes = _mistakes(confusion, unseen)
+    last, ignorant = rows[-1]["step"], math.log(_batch_size(run))
     sections = [
         report.Section(
             "What it learned",
@@ -195,7 +196,9 @@ def _write(demo: Demo, run: Path, held_out: Examined, pairs: Retrieved) -> None:
             f"Loss of each logged batch; the dashed line is ln(batch), a model that knows nothing. "
             f"{rows[-1]['step']} steps, {demo.parameters / 1e6:.2f} M parameters, seed 0.",
             '<div class="pair">'
-            + report.curve([(row["step"], row["loss"]) for row in rows], "step", "loss", math.log(_batch_size(run)))
+            + report.curve(
+                [(row["step"], row["loss"]) for row in rows], "step", "loss", [(0, ignorant), (last, ignorant)]
+            )
             + report.curve([(row["step"], row["diag/scale"]) for row in rows], "step", "scale (1 / temperature)")
             + "</div>",
         ),

@@ -8,6 +8,8 @@ from typing import Any
 from openvocab import storage
 from openvocab.lab import report
 
+DIAGONAL = ((0, 0), (1, 1))
+FEW_SHOT = "Mean over seeds; in brackets the 95 % interval of the gain over zero-shot on the same pictures, in points."
 COLUMNS = ["figure", "value", "low", "high"]
 
 
@@ -23,6 +25,8 @@ def write(out: Path, result: dict[str, Any]) -> None:
 
 
 def _sections(result: dict[str, Any], rows: list[list[Any]]) -> list[report.Section]:
+    if "table" in result:
+        return [report.Section("Few-shot", FEW_SHOT, _few_shot(result["table"]))]
     shares = "With the 95 % interval of those that are shares of pictures or texts."
     sections = [report.Section("Figures", shares, report.table(COLUMNS, rows))]
     if "against" in result:
@@ -32,13 +36,26 @@ def _sections(result: dict[str, Any], rows: list[list[Any]]) -> list[report.Sect
         sections.append(report.Section(title, "On the same rows; interval and p by a paired bootstrap.", table))
     if "reliability" in result:
         plots = [
-            report.curve([tuple(place) for place in bins], f"confidence, {name} calibration", "accuracy", level=1.0)
+            report.curve([tuple(place) for place in bins], f"confidence, {name} calibration", "accuracy", DIAGONAL)
             for name, bins in result["reliability"].items()
         ]
         honest = "Accuracy of the answers of each bin of confidence; honest probabilities lie on the diagonal."
         sections.append(report.Section("Reliability", honest, f'<div class="pair">{"".join(plots)}</div>'))
-    if "table" in result:
-        lines = [[row["method"], row["shots"], row["gain"], *row["gain_interval"]] for row in result["table"]]
-        table = report.table(("method", "shots", "gain over zero-shot", "low", "high"), lines)
-        sections.append(report.Section("Few-shot", "Means over seeds, with 95 % intervals.", table))
     return sections
+
+
+def _few_shot(table: list[dict[str, Any]]) -> str:
+    """Methods down, shots across."""
+    cells = {(row["method"], row["shots"]): row for row in table}
+    shots = sorted({row["shots"] for row in table})
+    lines = [
+        [method, *(_cell(cells[method, count]) for count in shots)]
+        for method in dict.fromkeys(row["method"] for row in table)
+    ]
+    return report.table(("top-1, %", *(f"{count} shots" for count in shots)), lines)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    low, high = (100 * bound for bound in row["gain_interval"])
+    mean = 100 * sum(row["top1"]) / len(row["top1"])
+    return f"{mean:.1f}" if low == high == 0 else f"{mean:.1f} ({low:+.1f} to {high:+.1f})"

@@ -72,12 +72,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str | Number]]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def curve(points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, level: Number | None = None) -> str:
-    """A line over its axes; `level` draws a dashed line that the eye should compare with (chance, say)."""
+def curve(
+    points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, dashed: Sequence[tuple[Number, Number]] = ()
+) -> str:
+    """A line over its axes; the `dashed` one is what the eye should compare it with (chance, say)."""
     wide, high, left, bottom, right = 480, 220, 48, 28, 24
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    y_values = ys + ([level] if level is not None else [])
-    x_low, x_high, y_low, y_high = min(xs), max(xs), min(0.0, *y_values), max(y_values)
+    xs, ys = zip(*points, *dashed)
+    x_low, x_high, y_low, y_high = min(xs), max(xs), min(0.0, *ys), max(ys)
 
     def place(x: Number, y: Number) -> tuple[float, float]:
         return (
@@ -85,7 +86,9 @@ def curve(points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, lev
             high - bottom - (y - y_low) / ((y_high - y_low) or 1) * (high - bottom - 16),
         )
 
-    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in points))
+    def line(through: Sequence[tuple[Number, Number]]) -> str:
+        return " ".join(f"{a:.1f},{b:.1f}" for a, b in (place(x, y) for x, y in through))
+
     marks = []
     for tick in _ticks(y_low, y_high):
         _, y = place(x_low, tick)
@@ -94,14 +97,13 @@ def curve(points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, lev
     for tick in _ticks(x_low, x_high):
         x, _ = place(tick, y_low)
         marks.append(f'<text x="{x:.1f}" y="{high - 10}" text-anchor="middle">{tick:g}</text>')
-    if level is not None:
-        _, y = place(x_low, level)
-        dashed = 'stroke-dasharray="4 4" stroke="var(--soft)"'
-        marks.append(f'<line {dashed} x1="{left}" x2="{wide - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    if dashed:
+        style = 'fill="none" stroke-dasharray="4 4" stroke="var(--soft)"'
+        marks.append(f'<polyline {style} points="{line(dashed)}"/>')
     caption = f"{html.escape(y_name)} against {html.escape(x_name)}"
     return (
         f'<figure><svg viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{caption}">{"".join(marks)}'
-        f'<polyline class="curve" points="{line}"/></svg><figcaption>{caption}</figcaption></figure>'
+        f'<polyline class="curve" points="{line(points)}"/></svg><figcaption>{caption}</figcaption></figure>'
     )
 
 

@@ -11,7 +11,9 @@ from openvocab.lab import report
 
 def test_the_page_is_self_contained_and_well_formed(tmp_path):
     pictures = np.zeros((2, 3, 4, 4), np.uint8)
-    body = report.curve([(0, 3.0), (10, 1.0)], "step", "loss", level=2.0) + report.tiles(pictures, ["one", "two"])
+    body = report.curve([(0, 3.0), (10, 1.0)], "step", "loss", [(0, 2.0), (10, 2.0)]) + report.tiles(
+        pictures, ["one", "two"]
+    )
     report.write(tmp_path / "r.html", "A <title>", "lead", [report.Section("Part", "1 < 2", body)])
     page = (tmp_path / "r.html").read_text()
     assert "A &lt;title&gt;" in page
