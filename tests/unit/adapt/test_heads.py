@@ -37,7 +37,7 @@ def test_every_method_gives_a_score_for_each_label(shots, name):
     assert torch.isfinite(scores).all()
 
 
-@pytest.mark.parametrize("name", [name for name in heads.METHODS if name not in ("probe", "prior probe")])
+@pytest.mark.parametrize("name", [name for name in heads.METHODS if name != "probe"])
 def test_where_validation_sees_no_gain_the_answer_is_zero_shot(shots, name):
     # Every validation row is the text of its label: zero-shot is right on all of them.
     certain = dataclasses.replace(
@@ -46,14 +46,6 @@ def test_where_validation_sees_no_gain_the_answer_is_zero_shot(shots, name):
     torch.testing.assert_close(
         heads.METHODS[name](certain)(shots.features), shots.zero_shot(shots.features), atol=1e-5, rtol=0
     )
-
-
-def test_the_prior_probe_is_zero_shot_when_labels_count_for_nothing(shots):
-    certain = dataclasses.replace(
-        shots, validation_features=shots.text, validation_labels=torch.arange(len(shots.text))
-    )
-    found = heads.prior_probe(certain)(shots.features)
-    torch.testing.assert_close(found, shots.zero_shot(shots.features), atol=1e-3, rtol=0)
 
 
 def test_a_sharp_heavy_cache_answers_with_the_label_of_the_picture_itself(shots):
