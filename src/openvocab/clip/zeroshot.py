@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from openvocab import storage
@@ -18,7 +18,6 @@ from openvocab.clip.engine import Picture, Precision, embed_files, embed_images,
 from openvocab.clip.model import CLIP
 from openvocab.clip.vocabulary import Labels, Vocabulary, vocabulary
 from openvocab.data.extras import require
-from openvocab.metrics.classify import mean_per_class_recall, top_k_accuracy
 from openvocab.shapes import ImageEmbeds
 
 _CHUNK = 4096
@@ -139,17 +138,6 @@ def classify_files(
     if work is not None:
         shutil.rmtree(work)
     return ClassifiedFiles(out, len(embedded.keys), embedded.failures)
-
-
-def zero_shot_accuracy(
-    image_embeds: ImageEmbeds, labels: Int[Tensor, " image"], vocabulary: Vocabulary
-) -> dict[str, float]:
-    """`top1`, `top5` (with five labels or more) and `mean_per_class`; labels are rows of the vocabulary."""
-    scores = image_embeds.float() @ vocabulary.embeds.T
-    out = {"top1": top_k_accuracy(scores, labels)}
-    if len(vocabulary.labels) >= 5:
-        out["top5"] = top_k_accuracy(scores, labels, 5)
-    return out | {"mean_per_class": mean_per_class_recall(scores, labels)}
 
 
 def _check_same_model(clip: CLIP, labels: Vocabulary) -> None:
