@@ -38,8 +38,9 @@ def evaluate_source(
     against: str | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Measures a model, or the model of a run's folder: `metrics`, and `intervals` (Wilson, 95 %) of those that are
-    shares of pictures or texts.
+    """Measures a model, or the model of a run's folder.
+
+    The result holds `metrics`, and `intervals` (Wilson, 95 %) of those that are shares of pictures or texts.
 
     Args:
         train: labelled pictures that the tasks `probe`, `fewshot` and `calibration` fit on; the classes of `data`.

@@ -332,7 +332,7 @@ def evaluate(model: CLIP, pairs: Pairs, task: str = "zeroshot", templates: tuple
         return measure.zero_shot(model, pairs, templates).figures
     if task == "retrieval":
         return measure.retrieve(model, pairs).figures
-    raise ValueError(f"task {task!r}: expected zeroshot, retrieval, probe, fewshot or calibration")
+    raise ValueError(f"task {task!r}: expected zeroshot or retrieval")
 
 
 SYSTEM = System(
