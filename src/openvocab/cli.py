@@ -105,6 +105,21 @@ def evaluate(
 
 
 @app.command()
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(help="Claims to measure; none: all of them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of results; what it holds is not run again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Puts the claims of the papers to the test: one table, each row with its gate, figures and verdict."""
+    from openvocab.lab.ledger import run_claims
+
+    folder = out or storage.cache_folder("claims")
+    result = run_claims(names or [], folder)
+    rows = [f"{row['verdict']:9}  {row['name']:32}  {row['says']}" for row in result["claims"]]
+    _show({**result, "folder": str(folder)}, as_json, "\n".join([*rows, f"table: {folder / 'claims.html'}"]))
+
+
+@app.command()
 def classify(
     pictures: Annotated[list[str], typer.Argument(help="Pictures; with --out one collection: a folder or tar.")],
     labels: Labels,

@@ -107,6 +107,41 @@ def curve(
     )
 
 
+def bars(values: Sequence[tuple[str, Number, Number, Number]], caption: str) -> str:
+    """Signed bars to the left and right of zero: name, value, and the ends of its interval as a whisker."""
+    wide, line, left, right = 640, 22, 230, 60
+    low = min(0.0, *(row[2] for row in values))
+    high = max(0.0, *(row[3] for row in values))
+    tall = line * len(values) + 8
+
+    def place(value: Number) -> float:
+        return left + (value - low) / ((high - low) or 1) * (wide - left - right)
+
+    marks = [f'<line class="axis" x1="{place(0):.1f}" x2="{place(0):.1f}" y1="0" y2="{tall}"/>']
+    for number, (name, value, below, above) in enumerate(values):
+        y = line * number + 4
+        start, end = sorted((place(0), place(value)))
+        colour = "var(--good)" if value >= 0 else "var(--bad)"
+        marks += [
+            f'<text x="{left - 10}" y="{y + 13}" text-anchor="end">{html.escape(name)}</text>',
+            f'<rect x="{start:.1f}" y="{y}" width="{end - start:.1f}" height="{line - 8}" fill="{colour}"/>',
+            f'<line stroke="var(--ink)" x1="{place(below):.1f}" x2="{place(above):.1f}" y1="{y + 7}" y2="{y + 7}"/>',
+            f'<text x="{max(end, place(above)) + 6:.1f}" y="{y + 12}">{value:.3g}</text>',
+        ]
+    return (
+        f'<figure><svg viewBox="0 0 {wide} {tall}" width="{wide}" role="img" aria-label="{html.escape(caption)}">'
+        f"{''.join(marks)}</svg><figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def standalone(figure: str) -> str:
+    """The drawing of a figure as an SVG file of its own, with the colours of the page."""
+    start, end = figure.index("<svg"), figure.index("</svg>")
+    opened = figure[start:end].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    head, inner = opened.split(">", 1)
+    return f"{head}><style>{STYLE}</style>{inner}</svg>\n"
+
+
 def heat(matrix: Float[np.ndarray, "row col"], caption: str) -> str:
     """A matrix as a picture: dark is low, bright is high."""
     low, high = float(matrix.min()), float(matrix.max())

@@ -1,7 +1,8 @@
 """Intervals that a measured figure is reported with."""
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -39,6 +40,40 @@ def bootstrap(
     drawn = [statistic(values[torch.randint(len(values), (len(values),), generator=rng)]) for _ in range(resamples)]
     low, high = torch.tensor(drawn, dtype=torch.float64).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
     return low.item(), high.item()
+
+
+def student(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean m of n runs and its interval m +- t s / sqrt(n), t the quantile of Student's distribution (Student 1908).
+
+    One value is its own interval, which is right of an exact figure and of nothing else.
+    """
+    if not values:
+        raise ValueError("no values")
+    mean, count = statistics.fmean(values), len(values)
+    if count == 1:
+        return mean, mean, mean
+    half = _student_quantile(_checked(confidence), count - 1) * statistics.stdev(values) / math.sqrt(count)
+    return mean, mean - half, mean + half
+
+
+def _student_quantile(inside: float, degrees: int) -> float:
+    """The t for which P(|T| < t) is `inside`, by bisection of the elementary sums for whole degrees of freedom."""
+
+    def probability(t: float) -> float:  # Abramowitz and Stegun 1964, 26.7.3 and 26.7.4
+        angle = math.atan(t / math.sqrt(degrees))
+        odd = degrees % 2
+        term = math.cos(angle) if odd else 1.0
+        total = 0.0
+        for number in range(1 + odd, degrees, 2):
+            total += term
+            term *= math.cos(angle) ** 2 * number / (number + 1)
+        return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) < inside else (low, middle)
+    return high
 
 
 def _checked(confidence: float) -> float:

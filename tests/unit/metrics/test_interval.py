@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from openvocab.metrics.interval import bootstrap, wilson
+from openvocab.metrics.interval import bootstrap, student, wilson
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,14 @@ def test_nonsense_is_refused():
         wilson(1, 2, 95.0)
     with pytest.raises(ValueError, match="no rows"):
         bootstrap(torch.empty(0))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 10, 31])
+def test_student_equals_scipy(rng, count):
+    stats = pytest.importorskip("scipy.stats")
+    values = torch.randn(count, generator=rng, dtype=torch.float64).tolist()
+    for confidence in (0.5, 0.95, 0.99):
+        mean, low, high = student(values, confidence)
+        expected = stats.t.interval(confidence, count - 1, loc=mean, scale=stats.sem(values))
+        assert (low, high) == pytest.approx(expected, rel=1e-9)
+    assert student([3.0]) == (3.0, 3.0, 3.0)

@@ -1,0 +1,53 @@
+"""Trainings that studies compare. An arm of a seed is trained once on a machine, whoever asks for it again."""
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from openvocab import config, storage, systems
+from openvocab.lab.training import plan, train_system
+from openvocab.system import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What `openvocab train` is told; `init` is an arm from whose model of the same seed this one goes on."""
+
+    settings: tuple[str, ...] = ()
+    system: str = "clip"
+    size: str = "small"
+    data: str = "scenes"
+    init: "Arm | None" = None
+
+    def but(self, *settings: str) -> "Arm":
+        """The same with further settings."""
+        return replace(self, settings=(*self.settings, *settings))
+
+    def command(self, seed: int) -> str:
+        """The line that trains it; RUN is a folder, INIT the model it goes on from."""
+        words = ["openvocab", "train", self.system, "--size", self.size, "--data", self.data]
+        words += ["--init", "INIT"] if self.init else []
+        words += [word for setting in self._settings(seed) for word in ("--set", setting)]
+        return shlex.join([*words, "--out", "RUN"])
+
+    def recipe(self, seed: int) -> Recipe:
+        return plan(systems.get(self.system), size=self.size, data=self.data, arch=None, settings=self._settings(seed))
+
+    def folder(self, seed: int) -> Path:
+        """Where its run is kept, named after all that decides it but the code."""
+        origin = self.init.folder(seed).name if self.init else ""
+        name = storage.fingerprint(config.to_dict(self.recipe(seed)), origin)
+        return storage.cache_folder("studies") / f"{self.system}-{name}"
+
+    def _settings(self, seed: int) -> tuple[str, ...]:
+        return (*self.settings, f"fit.seed={seed}")
+
+
+def trained(arm: Arm, seed: int) -> Path:
+    """The run's folder; `loading.load(folder / "model")` opens its model. Trains, or goes on, where it is not done."""
+    folder = arm.folder(seed)
+    if not (folder / "model").exists():
+        init = str(trained(arm.init, seed) / "model") if arm.init else None
+        settings = arm._settings(seed)
+        train_system(arm.system, folder, size=arm.size, data=arm.data, init=init, settings=settings)
+    return folder
