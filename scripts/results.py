@@ -3,15 +3,19 @@
 python scripts/results.py            rewrite      python scripts/results.py --check      fail when out of date
 """
 
+import html
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from openvocab.lab import ledger
 from openvocab.storage import write_text
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
+CLAIMS = ROOT / "benchmarks" / "results" / "claims"
 TITLES = {
     "coverage": "Architectures that build and load",
     "demo": "The demo over seeds",
@@ -45,6 +49,31 @@ def figures(value: Any, path: str = "") -> list[tuple[str, str]]:
     return [(path, str(value))] if isinstance(value, int) or len(str(value)) < 60 else []
 
 
+def claims() -> list[str]:
+    """The table of claims, their pictures and every figure."""
+    known, untested = ledger.collect()
+    found = ledger.measured(CLAIMS, known)
+    minutes = sum(each.seconds for each in found) / 60
+    lines = ["", "## Claims", "", "`openvocab claims --out benchmarks/results/claims`", ""]
+    lines += [f"Gates were written down before their results. {len(found)} claims, {minutes:.0f} minutes of one core."]
+    lines += ["", *table(ledger.HEAD, [(*row[:-1], f"`{row[-1]}`") for row in map(ledger.cells, found)])]
+    for each in found:
+        if each.claim.picture:
+            picture = f"../benchmarks/results/claims/{each.claim.name}.svg"
+            lines += ["", f"![{each.claim.says}]({picture})"]
+    lines += ["", "### Not tested here", "", *table(ledger.UNTESTED_HEAD, ledger.published(untested))]
+    lines += ["", "### Every figure of the claims", "", "Mean over seeds and its 95 % interval.", ""]
+    for each in found:
+        shown = "; ".join(f"{name} {m:.4g} ({low:.4g} to {high:.4g})" for name, (m, low, high) in each.figures.items())
+        lines.append(f"- **{each.claim.name}** ({each.seeds} seeds, {each.seconds:.0f} s): {shown}")
+    return lines
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    safe = [[html.escape(cell, quote=False).replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in safe)]
+
+
 def page() -> str:
     parts = [
         "# Results",
@@ -52,6 +81,7 @@ def page() -> str:
         "Made by `python scripts/results.py` from `benchmarks/results/`; nothing here is typed by hand. Ratios are of",
         "medians of one run; figures on `shared/data` are of subsets, not published benchmarks.",
     ]
+    parts += claims()
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         found = json.loads(path.read_text())
         machine = found.get("machine") or found.get("hardware") or {}

@@ -1,10 +1,8 @@
 """`openvocab claims`: every claim of `lab/studies` measured where it is not yet, and all of them in one table."""
 
 import difflib
-import html
 import importlib
 import pkgutil
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,10 +42,14 @@ def run_claims(names: Sequence[str], folder: Path) -> dict[str, Any]:
     return write(folder, claims, untested)
 
 
+def measured(folder: Path, claims: Sequence[Claim]) -> list[Outcome]:
+    """Of the claims, those that the folder has results of."""
+    return [outcome(c, storage.read_json(p)["seeds"]) for c in claims if (p := folder / f"{c.name}.json").exists()]
+
+
 def write(folder: Path, claims: Sequence[Claim], untested: Sequence[Untested]) -> dict[str, Any]:
-    """`claims.html`, `claims.md` and a picture beside each result that has one; returns the rows."""
-    outcomes = [outcome(c, storage.read_json(p)["seeds"]) for c in claims if (p := folder / f"{c.name}.json").exists()]
-    rows = [row(found) for found in outcomes]
+    """`claims.html` and a picture beside each result that has one; returns the rows."""
+    outcomes = measured(folder, claims)
     seconds = sum(found.seconds for found in outcomes)
     lead = f"{len(outcomes)} of {len(claims)} claims measured in {seconds / 60:.0f} minutes of one core."
     pictures = {found.claim.name: draw(found.figures) for found in outcomes if (draw := found.claim.picture)}
@@ -57,11 +59,15 @@ def write(folder: Path, claims: Sequence[Claim], untested: Sequence[Untested]) -
     sections = [
         report.Section("Measured", lead, report.table(HEAD, [cells(found) for found in outcomes])),
         *(report.Section(name, says[name], figure) for name, figure in pictures.items()),
-        report.Section("Not tested here", "As published, and why.", report.table(UNTESTED_HEAD, _untested(untested))),
+        report.Section("Not tested here", "As published, and why.", report.table(UNTESTED_HEAD, published(untested))),
     ]
     report.write(folder / "claims.html", "Claims", "Gates were written down before their results.", sections)
-    storage.write_text(folder / "claims.md", markdown(outcomes, untested, lead, list(pictures)))
-    return {"claims": rows, "measured": len(outcomes), "of": len(claims), "core_seconds": round(seconds, 1)}
+    return {
+        "claims": [row(found) for found in outcomes],
+        "measured": len(outcomes),
+        "of": len(claims),
+        "core_seconds": round(seconds, 1),
+    }
 
 
 def row(found: Outcome) -> dict[str, Any]:
@@ -85,23 +91,6 @@ def cells(found: Outcome) -> tuple[str, ...]:
 UNTESTED_HEAD = ("claim", "published", "why not here")
 
 
-def _untested(untested: Sequence[Untested]) -> list[tuple[str, ...]]:
+def published(untested: Sequence[Untested]) -> list[tuple[str, ...]]:
+    """The rows of what is not tested here."""
     return [(f"{row.says} [{row.source}]", row.published, row.reason) for row in untested]
-
-
-def markdown(outcomes: Sequence[Outcome], untested: Sequence[Untested], lead: str, pictures: Sequence[str]) -> str:
-    """The page for the docs, with every figure of every claim below the table."""
-    lines = ["# Claims", "", "Made by `openvocab claims`; gates were written down before their results. " + lead, ""]
-    lines += _table(HEAD, [(*row[:-1], f"`{row[-1]}`") for row in map(cells, outcomes)])
-    lines += [line for name in pictures for line in ("", f"![{name}]({name}.svg)")]
-    lines += ["", "## Not tested here", "", *_table(UNTESTED_HEAD, _untested(untested))]
-    lines += ["", "## Every figure", "", "Mean over seeds, 95 % interval.", ""]
-    for found in outcomes:
-        shown = "; ".join(f"{name} {m:.4g} ({low:.4g} to {high:.4g})" for name, (m, low, high) in found.figures.items())
-        lines.append(f"- **{found.claim.name}** ({found.seeds} seeds, {found.seconds:.0f} s): {shown}")
-    return "\n".join(lines) + "\n"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    safe = [[re.sub(r"\s+", " ", html.escape(cell, quote=False).replace("|", "\\|")) for cell in row] for row in rows]
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in safe)]
