@@ -59,8 +59,8 @@ def load(
     """Opens what `source` holds, in eval mode: a `CLIP`, or the model of a system.
 
     Args:
-        source: a folder (openvocab's, Hugging Face's, open_clip's), a weight file (OpenAI's `.pt`, or open_clip's
-            with `architecture`), `hf:owner/name`, or `demo`.
+        source: a folder (openvocab's, Hugging Face's, open_clip's, that of a finished run), a weight file (OpenAI's
+            `.pt`, or open_clip's with `architecture`), `hf:owner/name`, or `demo`.
         verify: recompute the golden embeddings of an openvocab folder.
         architecture: the name in `clip.architectures` of a weight file that cannot say it itself.
         system: the system that the source belongs to, where its content cannot say.
@@ -93,7 +93,8 @@ def locate(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{source} does not exist; a model is a folder, a weight file, hf:owner/name or demo")
-    return path
+    run = path / "model"  # of `openvocab train --out`
+    return run if (run / folder.RECORD).is_file() else path
 
 
 def cast(clip: CLIP, dtype: torch.dtype) -> CLIP:

@@ -25,7 +25,7 @@ from openvocab import storage
 from openvocab.blocks.text import TextConfig
 from openvocab.clip.embedded import Embedded, EmbeddedFolder, join, load_embedded
 from openvocab.clip.model import CLIP
-from openvocab.clip.preprocess import Pixels, normalize, preprocess_bytes, to_pixels
+from openvocab.clip.preprocess import Pixels, PreprocessConfig, normalize, preprocess_bytes, to_pixels
 from openvocab.data.folders import list_pictures
 from openvocab.data.shards import expand_braces, index_shard
 from openvocab.data.source import IMAGE_SUFFIXES, FileRange
@@ -56,22 +56,31 @@ def embed_images(
     Raises:
         ValueError: pictures that cannot be read; one line that names all of them.
     """
+    encode = ImageEncoder(clip, projected=projected)
+    rows = [encode(pixels) for pixels in read_pixels(pictures, clip.preprocessing, batch_size, threads)]
+    return torch.cat(rows) if rows else torch.empty(0, clip.config.embed_dim)
+
+
+def read_pixels(
+    pictures: Picture | Sequence[Picture], config: PreprocessConfig, batch_size: int = 32, threads: int | None = None
+) -> Iterator[UInt8[Tensor, "image 3 image_size image_size"]]:
+    """Pictures in hand as pixels, `batch_size` at a time.
+
+    Raises:
+        ValueError: pictures that cannot be read; one line that names all of them.
+    """
     pictures = [pictures] if isinstance(pictures, (str, os.PathLike, Image.Image)) else list(pictures)
-    config = clip.preprocessing
 
     def load(picture: Picture) -> Pixels:
         return to_pixels(picture, config) if isinstance(picture, Image.Image) else preprocess_bytes(picture, config)
 
-    encode = ImageEncoder(clip, projected=projected)
-    rows = []
     failures: list[str] = []
     for batch in pixel_batches(pictures, load, batch_size, threads):
         failures += batch.failures.values()
         if batch.pixels is not None and not failures:
-            rows.append(encode(batch.pixels))
+            yield batch.pixels
     if failures:
         raise ValueError(f"{len(failures)} of {len(pictures)} pictures cannot be read: {'; '.join(failures)}")
-    return torch.cat(rows) if rows else torch.empty(0, clip.config.embed_dim)
 
 
 def embed_texts(clip: CLIP, texts: Sequence[str], *, batch_tokens: int = 4096) -> TextEmbeds:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -17,9 +18,9 @@ from openvocab.clip.tokenizer_files import load_tokenizer
 from openvocab.clip.weights import build, fingerprint, read_tensors
 from openvocab.config import from_dict, to_dict
 
-RECORD = "openvocab.json"
-_WEIGHTS, _GOLDEN = "model.safetensors", "golden.json"
-_FORMAT = 1
+RECORD, WEIGHTS = "openvocab.json", "model.safetensors"
+FORMAT = 1
+_GOLDEN = "golden.json"
 
 
 def save(clip: CLIP, folder: Path | str) -> None:
@@ -31,7 +32,7 @@ def save(clip: CLIP, folder: Path | str) -> None:
     twin.name, twin.trained_on, twin.tokenizer = clip.name, clip.trained_on, clip.tokenizer
     clip.fingerprint = fingerprint(twin)
     record = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "system": "clip",
         "name": clip.name,
         "fingerprint": clip.fingerprint,
@@ -40,7 +41,7 @@ def save(clip: CLIP, folder: Path | str) -> None:
     }
     with new_folder(folder) as part:
         state = {name: tensor.contiguous() for name, tensor in twin.state_dict().items()}
-        save_file(state, part / _WEIGHTS, metadata={"format": "pt"})
+        save_file(state, part / WEIGHTS, metadata={"format": "pt"})
         storage.write_json(part / _GOLDEN, golden.record(twin))
         if clip.tokenizer is not None:
             clip.tokenizer.save(part)
@@ -54,11 +55,9 @@ def read(folder: Path | str, verify: bool = True) -> CLIP:
         ValueError: written by a newer version, damaged, or its golden embeddings no longer come out.
     """
     folder = Path(folder)
-    record = storage.read_json(folder / RECORD)
-    if record.get("format") != _FORMAT:
-        raise ValueError(f"{folder / RECORD}: format {record.get('format')!r}, this version reads {_FORMAT}")
+    record = read_record(folder)
     config = from_dict(CLIPConfig, record["config"], where=str(folder / RECORD))
-    clip = build(config, read_tensors(folder / _WEIGHTS), where=folder / _WEIGHTS)
+    clip = build(config, read_tensors(folder / WEIGHTS), where=folder / WEIGHTS)
     clip.name, clip.trained_on = record["name"], record["trained_on"]
     if (folder / "tokenizer_config.json").exists():
         clip.tokenizer = load_tokenizer(folder, config.text.context_length)
@@ -69,6 +68,18 @@ def read(folder: Path | str, verify: bool = True) -> CLIP:
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
     return clip
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a folder says of its model.
+
+    Raises:
+        ValueError: written by a newer version.
+    """
+    record = storage.read_json(folder / RECORD)
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{folder / RECORD}: format {record.get('format')!r}, this version reads {FORMAT}")
+    return record
 
 
 @contextlib.contextmanager

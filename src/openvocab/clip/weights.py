@@ -5,11 +5,12 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from openvocab import storage
 from openvocab.blocks.resnet import ResNetConfig
@@ -226,12 +227,16 @@ def target_layout(config: CLIPConfig, layout: str) -> str:
 
 def fingerprint(clip: CLIP) -> str:
     """The model's identity: weights (as float32), activations, preprocessing, tokenizer."""
-    state = sorted(clip.state_dict().items())
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
-        weights = list(pool.map(lambda item: [item[0], list(item[1].shape), _digest(item[1])], state))
     activations = [getattr(tower, "activation", "relu") for tower in (clip.config.image, clip.config.text)]
     tokenizer = None if clip.tokenizer is None else clip.tokenizer.fingerprint
-    return storage.fingerprint(weights, activations, to_dict(clip.preprocessing), tokenizer)
+    return storage.fingerprint(digests(clip), activations, to_dict(clip.preprocessing), tokenizer)
+
+
+def digests(model: nn.Module) -> list[list[Any]]:
+    """Name, shape and hash of every tensor of a model."""
+    state = sorted(model.state_dict().items())
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
+        return list(pool.map(lambda item: [item[0], list(item[1].shape), _digest(item[1])], state))
 
 
 def _digest(tensor: Tensor) -> str:

@@ -11,6 +11,7 @@ from openvocab import loading, storage
 from openvocab.adapt.probe import fit_probe, search_probe
 from openvocab.adapt.trust import fit_calibration
 from openvocab.clip import measure
+from openvocab.clip.learning import open_test
 from openvocab.clip.measure import Measured, embed_labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import templates as read_templates
@@ -22,7 +23,6 @@ from openvocab.metrics.calibration import reliability
 from openvocab.metrics.compare import paired_bootstrap
 from openvocab.metrics.interval import wilson
 from openvocab.progress import note
-from openvocab.systems import clip as system
 
 TASKS = ("zeroshot", "retrieval", "probe", "fewshot", "calibration")
 FITTED = TASKS[2:]
@@ -55,7 +55,7 @@ def evaluate_source(
         raise ValueError(f"task {task!r}: expected one of {', '.join(TASKS)}")
     clip, prompts = open_model(source), read_templates(templates)
     other = open_model(against) if against else None
-    pairs = system.open_test(PairsConfig(source=data))
+    pairs = open_test(PairsConfig(source=data))
     fit = _open_train(train, task, pairs) if task in FITTED else None
     asked = {
         "model": _about(clip),
@@ -164,9 +164,11 @@ def calibration(
 
 
 def open_model(source: str) -> CLIP:
-    """A model by its source, or the one that the run in this folder made."""
-    inside = Path(source) / "model"
-    return loading.load(str(inside) if (inside / "openvocab.json").exists() else source)
+    """The CLIP of a source."""
+    model = loading.load(source)
+    if not isinstance(model, CLIP):
+        raise ValueError(f"{source}: the tasks of eval are for CLIPs, this is a {type(model).__name__}")
+    return model
 
 
 def _measure(
@@ -190,7 +192,7 @@ def _measure(
 def _open_train(train: str | None, task: str, test: Pairs) -> Pairs:
     if train is None:
         raise ValueError(f"--task {task} fits on labelled pictures of its own: name them with --train")
-    pairs = system.open_test(PairsConfig(source=train))
+    pairs = open_test(PairsConfig(source=train))
     if pairs.classnames != test.classnames:
         raise ValueError(f"--train {train} and --data {test.source} do not have the same classes in the same order")
     return pairs

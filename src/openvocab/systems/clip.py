@@ -10,11 +10,9 @@ square crops. Differs from the paper: a duplicate caption in a batch is a second
     openvocab train clip --size paper --data ...        ViT-B/32 as published
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,18 +21,21 @@ from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.text import CBOWConfig, TextConfig
 from openvocab.clip import measure
 from openvocab.clip.architectures import architecture
-from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.folder import read
+from openvocab.clip.learning import (
+    PIXELS,
+    DataConfig,
+    batches,
+    convolutions,
+    learn_tokenizer,
+    open_data,
+    open_test,
+    origin,
+)
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.objectives import contrastive_loss, sigmoid_loss
-from openvocab.clip.preprocess import PreprocessConfig
-from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
-from openvocab.clip.vocabulary import words_of
-from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, StrongConfig, Transform
-from openvocab.data.loader import Loader
-from openvocab.data.memory import InMemory, in_memory
-from openvocab.data.pairs import open_pairs
-from openvocab.data.scenes import TEST_SEED, open_scenes
+from openvocab.clip.tokenizer import Tokenizer
+from openvocab.data.augment import StrongConfig
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.shapes import Batch, Embeds, Scalar
 from openvocab.system import Recipe, System
@@ -46,34 +47,6 @@ from openvocab.world.scene import WorldConfig
 
 LOG_SCALE_MAX = 4.6052
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Pairs and how they become batches.
-
-    `augment`: a `CropConfig` is the paper's random square crop, a `StrongConfig` is for a few thousand pictures.
-    `tokenizer`: `captions` learns a byte-level BPE of the model's vocabulary size on the captions, `clip` is CLIP's.
-    `positives`: what is a second right answer in a batch: the same `caption`, or any caption of the same `class`.
-    `negatives`: so many captions from outside the batch are further wrong answers; they cost a text pass each.
-    `in_memory` decodes every picture once, at the model's size.
-    `validation`: pairs that are measured every `fit.evaluate_every_steps` steps and at the end.
-    """
-
-    pairs: PairsConfig = PairsConfig(source="scenes")
-    batch_size: int = 128
-    workers: int = 0
-    augment: CropConfig | StrongConfig = CropConfig()
-    tokenizer: Literal["captions", "clip"] = "captions"
-    positives: Literal["caption", "class"] = "caption"
-    negatives: int = 0
-    in_memory: bool = True
-    num_scenes: int = 20_000
-    world: WorldConfig = WorldConfig()
-    validation: PairsConfig | None = None
-    validation_task: Literal["retrieval", "zeroshot"] = "retrieval"
-
-
-PIXELS = PreprocessConfig(image_size=32, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
 
 SIZES = {
     "tiny": CLIPConfig(
@@ -149,8 +122,7 @@ def constrain(model: CLIP) -> None:
 def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
     """The training run of a size, on generated scenes or on the pairs of `source`.
 
-    Small ResNets learn twice as fast with their convolutions stepped by Muon; strong decay and jittered colours keep
-    the pairs of colour and shape from being learned by heart.
+    Strong decay and jittered colours keep the pairs of colour and shape from being learned by heart.
     """
     pairs = PairsConfig(source=source)
     if size == "paper":
@@ -162,19 +134,13 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
             groups=(GroupConfig(),),
         )
     optim = OptimConfig(lr=4e-3, weight_decay=1.0, schedule="linear")
-    convolutions = GroupConfig(
-        name="convolutions",
-        prefixes=("image.stages.",),
-        min_axes=4,
-        optim=replace(optim, method="muon", lr=0.06, betas=(0.9, 0.0), weight_decay=0.0),
-    )
     if size == "small" and source != "scenes":
         return Recipe(
             model=FEW_PAIRS,
             data=DataConfig(pairs=pairs, batch_size=64, augment=StrongConfig(), negatives=2048),
             optim=replace(optim, lr=3e-3, weight_decay=0.1, schedule="cosine"),
             fit=FitConfig(steps=5000, ema_decay=0.998),
-            groups=(convolutions, GroupConfig()),
+            groups=(convolutions(optim), GroupConfig()),
         )
     tiny = size == "tiny"
     return Recipe(
@@ -187,7 +153,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
         ),
         optim=optim,
         fit=FitConfig(steps=30 if tiny else 2000, checkpoint_every_steps=200),
-        groups=(convolutions, GroupConfig()),
+        groups=(convolutions(optim), GroupConfig()),
     )
 
 
@@ -199,33 +165,30 @@ def prepare(
     Args:
         folder: where unreadable samples are listed (`quarantine.jsonl`).
     """
-    pairs = open_data(recipe.data, recipe.model, recipe.fit.seed)
+    pairs = open_data(recipe.data, recipe.model.image.image_size, recipe.fit.seed)
     if init is not None:
         if init.tokenizer is None:
             raise ValueError(f"{init.name} has no tokenizer: its captions cannot be read")
         model, tokenizer = init, init.tokenizer
         model.fingerprint = ""  # what is kept for its weights is not right for those that it will have
     else:
-        tokenizer = _tokenizer(recipe, pairs)
+        text = recipe.model.text
+        tokenizer = learn_tokenizer(recipe.data, pairs, text.vocabulary_size, text.context_length)
         torch.manual_seed(recipe.fit.seed)
-        model = CLIP(replace(recipe.model, text=_fitted(recipe.model.text, tokenizer)))
+        model = CLIP(replace(recipe.model, text=_fitted(text, tokenizer)))
         model.tokenizer = tokenizer
     model.name = f"clip-{Path(recipe.data.pairs.source).stem}"
-    model.trained_on = {"source": Path(recipe.data.pairs.source).name, "pairs": len(pairs), "words": words(pairs)}
-    group = distributed.world()
-    loader = Loader(
+    model.trained_on = origin(recipe.data, pairs)
+    text = model.config.text
+    loader = batches(
+        recipe.data,
         pairs,
-        transform(recipe.data, model),
-        partial(tokenizer, context_length=model.config.text.context_length),
-        batch_size=recipe.data.batch_size,
+        model.preprocessing,
+        tokenizer,
+        context_length=text.context_length,
         seed=recipe.fit.seed,
-        workers=recipe.data.workers,
-        rank=distributed.rank(group),
-        world_size=distributed.world_size(group),
-        by_class=recipe.data.positives == "class",
-        negatives=recipe.data.negatives,
-        trim=not isinstance(model.config.text, TextConfig) or model.config.text.causal,
-        quarantine=folder / "quarantine.jsonl" if folder else None,
+        trim=not isinstance(text, TextConfig) or text.causal,
+        folder=folder,
     )
     stage = Stage(
         name="clip",
@@ -241,57 +204,11 @@ def prepare(
     return model, (stage,)
 
 
-def open_data(data: DataConfig, model: CLIPConfig, seed: int) -> Pairs:
-    """The pairs of a recipe, decoded into memory where it says so."""
-    if data.pairs.source == "scenes":
-        return open_scenes(data.num_scenes, world=data.world, seed=seed)
-    pairs = open_pairs(data.pairs)
-    alpha = isinstance(data.augment, StrongConfig)
-    return in_memory(pairs, model.image.image_size, alpha=alpha) if data.in_memory else pairs
-
-
-def open_test(pairs: PairsConfig) -> Pairs:
-    """Pairs to measure on; of the generated world scenes that no training has drawn, with held-out combinations."""
-    if pairs.source == "scenes":
-        return open_scenes(1000, seed=TEST_SEED, split="held_out")
-    return open_pairs(pairs)
-
-
 def _validation(data: DataConfig) -> Callable[[CLIP], dict[str, float]] | None:
     if data.validation is None:
         return None
     pairs, templates = open_test(data.validation), data.validation.templates
     return lambda model: evaluate(model, pairs, data.validation_task, templates)
-
-
-def transform(data: DataConfig, model: CLIP) -> Transform:
-    """Training pixels as the model's preprocessing normalises them."""
-    pixels = model.preprocessing
-    kind = StrongAugment if isinstance(data.augment, StrongConfig) else RandomCrop
-    return kind(size_px=pixels.image_size, mean=pixels.mean, std=pixels.std, **asdict(data.augment))
-
-
-def words(pairs: Pairs, limit: int = 50_000) -> list[str] | None:
-    """The words of the captions, alphabetically; None above `limit`, where a list no longer says anything."""
-    seen: set[str] = set()
-    for text in _texts(pairs):
-        seen.update(words_of(text))
-        if len(seen) > limit:
-            return None
-    return sorted(seen)
-
-
-def _texts(pairs: Pairs) -> Sequence[str]:
-    if isinstance(pairs, InMemory):
-        return pairs.texts
-    return [text for index in range(len(pairs)) for text in pairs.captions(index)]
-
-
-def _tokenizer(recipe: Recipe[CLIPConfig], pairs: Pairs) -> Tokenizer:
-    if recipe.data.tokenizer == "clip":
-        return CLIPTokenizer()
-    text = recipe.model.text
-    return train_tokenizer(_texts(pairs), text.vocabulary_size, text.context_length)
 
 
 def _fitted(text: TextConfig | CBOWConfig, tokenizer: Tokenizer) -> TextConfig | CBOWConfig:

@@ -1,0 +1,95 @@
+"""What the model of a system carries besides its weights, and how it goes to a folder and comes back.
+
+class XModel(SystemModel):
+    system, config_type = "x", XConfig
+
+model.save(folder)         model.safetensors, the tokenizer's files, openvocab.json naming the system and its config
+XModel.load(folder)        what `ov.load(folder)` gives when the system's record says `load=XModel.load`
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from openvocab import storage
+from openvocab.clip.folder import FORMAT, RECORD, WEIGHTS, new_folder, read_record
+from openvocab.clip.preprocess import PreprocessConfig, preprocess
+from openvocab.clip.tokenizer import Tokenizer
+from openvocab.clip.tokenizer_files import load_tokenizer
+from openvocab.clip.weights import digests, read_tensors
+from openvocab.config import from_dict, to_dict
+
+M = TypeVar("M", bound="SystemModel")
+
+
+class SystemModel(nn.Module):
+    """The base of a system's model; the config has an `image` tower, and `preprocess` or CLIP's constants.
+
+    Attributes:
+        tokenizer: turns texts into ids; None where a model has no text files.
+        fingerprint: identity of weights, config and tokenizer; "" for a model still in training.
+        trained_on: what is known of its training data.
+    """
+
+    system: ClassVar[str]
+    config_type: ClassVar[type]
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config = config
+        self.preprocessing: PreprocessConfig = config.preprocess or PreprocessConfig(image_size=config.image.image_size)
+        self.tokenizer: Tokenizer | None = None
+        self.name = "untitled"
+        self.fingerprint = ""
+        self.trained_on: dict[str, Any] | None = None
+
+    def preprocess(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """A picture as the pixels that the image tower reads."""
+        return preprocess(image, self.preprocessing)
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the model as a folder that `ov.load` opens: all of it appears at once, or nothing does."""
+        self.fingerprint = self._identity()
+        with new_folder(folder) as part:
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+            save_file(state, part / WEIGHTS, metadata={"format": "pt"})
+            if self.tokenizer is not None:
+                self.tokenizer.save(part)
+            record = {"format": FORMAT, "system": self.system, "name": self.name, "fingerprint": self.fingerprint}
+            record |= {"config": to_dict(self.config), "trained_on": self.trained_on}
+            storage.write_json(part / RECORD, record)
+
+    @classmethod
+    def load(cls: type[M], folder: Path | str) -> M:
+        """Opens a folder that `save` wrote, in eval mode on the CPU.
+
+        Raises:
+            ValueError: another system's, written by a newer version, or damaged.
+        """
+        folder = Path(folder)
+        record = read_record(folder)
+        if record["system"] != cls.system:
+            raise ValueError(f"{folder}: holds a model of {record['system']}, expected {cls.system}")
+        config = from_dict(cls.config_type, record["config"], where=str(folder / RECORD))
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config)
+        try:
+            model.load_state_dict(read_tensors(folder / WEIGHTS))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{folder / WEIGHTS}: not the weights of its config: {str(error).splitlines()[-1].strip()}"
+            ) from None
+        model.name, model.trained_on = record["name"], record["trained_on"]
+        if (folder / "tokenizer_config.json").exists():
+            model.tokenizer = load_tokenizer(folder, None)
+        model.fingerprint = model._identity()
+        return model.eval()
+
+    def _identity(self) -> str:
+        tokenizer = None if self.tokenizer is None else self.tokenizer.fingerprint
+        return storage.fingerprint(self.system, digests(self), to_dict(self.config), tokenizer)
