@@ -15,11 +15,17 @@ from typing import Any, Literal, TypeVar, Union
 C = TypeVar("C")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain json values; nested configs carry their class name under `kind`."""
+def to_dict(config: Any, *, defaults: bool = True) -> dict[str, Any]:
+    """A config as plain json values; nested configs carry their class name under `kind`.
+
+    Args:
+        defaults: False leaves out what is at its default, so that a field that a later version adds changes nothing.
+    """
     out: dict[str, Any] = {"kind": type(config).__name__}
     for field in dataclasses.fields(config):
-        out[field.name] = _plain(getattr(config, field.name))
+        value = getattr(config, field.name)
+        if defaults or value != _default(field):
+            out[field.name] = _plain(value, defaults)
     return out
 
 
@@ -82,13 +88,17 @@ def _parse(text: str) -> Any:
         return {"none": None, "True": True, "False": False, "None": None}.get(text, text)
 
 
-def _plain(value: Any) -> Any:
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _plain(value: Any, defaults: bool) -> Any:
     if dataclasses.is_dataclass(value):
-        return to_dict(value)
+        return to_dict(value, defaults=defaults)
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [_plain(item, defaults) for item in value]
     if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item, defaults) for name, item in value.items()}
     return value
 
 

@@ -30,6 +30,18 @@ def test_json_round_trip_keeps_unions_apart():
     assert config.from_dict(Bird, config.to_dict(bird)) == bird
 
 
+def test_what_is_at_its_default_can_be_left_out():
+    bird = Bird(name="jay", part=Tail(), nest=Wing(span=3.0))
+    short = config.to_dict(bird, defaults=False)
+    assert short == {
+        "kind": "Bird",
+        "name": "jay",
+        "part": {"kind": "Tail"},
+        "nest": {"kind": "Wing", "span": 3.0},
+    }
+    assert config.from_dict(Bird, short) == bird
+
+
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from openvocab import config, loading, storage, systems
+from openvocab import loading, storage, systems
 from openvocab.clip.engine import embed_texts
 from openvocab.clip.model import CLIP
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
-from openvocab.lab.training import plan, train_system
+from openvocab.lab.training import plan, recipe_fingerprint, train_system
 from openvocab.metrics.classify import confusion_matrix, top_k_accuracy
 from openvocab.metrics.interval import wilson
 from openvocab.metrics.retrieve import retrieval
@@ -75,7 +75,7 @@ def run_demo(folder: Path, smoke: bool = False) -> Demo:
     """
     settings = [f"fit.steps={SMOKE_STEPS}", "data.num_scenes=5000"] if smoke else []
     recipe = plan(systems.get("clip"), size="small", data=None, arch=None, settings=settings)
-    run = folder / f"run-{storage.fingerprint(config.to_dict(recipe))[:8]}"  # a later version's recipe is another run
+    run = folder / f"run-{recipe_fingerprint(recipe)[:8]}"  # a later version's recipe is another run
     began = time.perf_counter()
     trained = train_system("clip", run, size="small", settings=settings)
     clip = loading.load(run / "model")
@@ -233,6 +233,4 @@ def _mistakes(confusion: Float[np.ndarray, "row col"], rows: np.ndarray) -> str:
 
 
 def _batch_size(run: Path) -> int:
-    from openvocab import storage
-
     return storage.read_json(run / "facts.json")["batch_size"]

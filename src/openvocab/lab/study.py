@@ -4,8 +4,8 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openvocab import config, storage, systems
-from openvocab.lab.training import plan, train_system
+from openvocab import storage, systems
+from openvocab.lab.training import plan, recipe_fingerprint, train_system
 from openvocab.system import Recipe
 
 
@@ -35,8 +35,7 @@ class Arm:
 
     def folder(self, seed: int) -> Path:
         """Where its run is kept, named after all that decides it but the code."""
-        origin = self.init.folder(seed).name if self.init else ""
-        name = storage.fingerprint(config.to_dict(self.recipe(seed)), origin)
+        name = recipe_fingerprint(self.recipe(seed), self.init.folder(seed).name if self.init else "")
         return storage.cache_folder("studies") / f"{self.system}-{name}"
 
     def _settings(self, seed: int) -> tuple[str, ...]:

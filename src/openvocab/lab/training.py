@@ -40,7 +40,7 @@ def train_system(
     model, stages = system.prepare(recipe, init=start, folder=out)  # type: ignore[misc]
     origin = start.fingerprint if start is not None else ""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    fitted = fit(model, *stages, out=out, identity=storage.fingerprint(config.to_dict(recipe), origin), device=device)
+    fitted = fit(model, *stages, out=out, identity=recipe_fingerprint(recipe, origin), device=device)
     model.eval()
     evaluation = next((row["evaluation"] for row in reversed(fitted.rows) if "evaluation" in row), {})
     if distributed.rank(group) == 0:
@@ -74,6 +74,11 @@ def plan(system: System, *, size: str, data: str | None, arch: str | None, setti
     return config.override(recipe, settings)
 
 
+def recipe_fingerprint(recipe: Recipe[Any], *origin: str) -> str:
+    """Which run this is; the same in later versions, whatever fields these add."""
+    return storage.fingerprint(config.to_dict(recipe, defaults=False), *origin)
+
+
 def check_folder(out: Path, recipe: Recipe[Any]) -> None:
     """Keeps the recipe beside the run.
 
@@ -84,15 +89,18 @@ def check_folder(out: Path, recipe: Recipe[Any]) -> None:
     wanted = config.to_dict(recipe)
     if path.exists():
         found = storage.read_json(path)
-        if difference := _difference(found, wanted):
+        if difference := _difference(found, wanted, config.to_dict(recipe, defaults=False)):
             raise ValueError(f"{out} holds another run ({difference}); choose another --out or delete it")
     storage.write_json(path, wanted)
 
 
-def _difference(found: Any, wanted: Any, path: str = "") -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in wanted:
-            if inner := _difference(found.get(name), wanted[name], f"{path}.{name}" if path else name):
+def _difference(found: Any, wanted: Any, chosen: Any, path: str = "") -> str:
+    """The first setting that differs; one that the run's version did not know must be at its default."""
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return "" if found == wanted else f"{path} was {found}, now {wanted}"
+    for name in wanted:
+        if name in found or name in chosen:
+            place = f"{path}.{name}" if path else name
+            if inner := _difference(found.get(name), wanted[name], chosen.get(name, {}), place):
                 return inner
-        return ""
-    return "" if found == wanted else f"{path} was {found}, now {wanted}"
+    return ""

@@ -7,7 +7,7 @@ and started again by the same command ends with the same bytes on CPU.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from openvocab import progress, storage
+from openvocab.config import to_dict
 from openvocab.shapes import Batch
 from openvocab.train import checkpoint, distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
@@ -306,13 +307,24 @@ def _set_checkpointing(model: nn.Module, enabled: bool) -> None:
         module.checkpointing = enabled  # type: ignore[assignment]
 
 
+_WATCHING = {
+    "log_every_steps",
+    "evaluate_every_steps",
+    "checkpoint_every_steps",
+    "checkpoint_every_minutes",
+    "tensorboard",
+    "gradient_checkpointing",
+}
+"""What does not change the weights that a stage comes to."""
+
+
 def _plan(stage: Stage) -> dict[str, Any]:
-    config = asdict(stage.config)
-    watched = {"log_every_steps", "evaluate_every_steps", "checkpoint_every_steps", "checkpoint_every_minutes"}
-    kept = {
-        name: value for name, value in config.items() if name not in watched | {"tensorboard", "gradient_checkpointing"}
-    }
-    return {"name": stage.name, "fit": kept, "optim": asdict(stage.optim), "groups": [asdict(g) for g in stage.groups]}
+    kept = {name: value for name, value in _chosen(stage.config).items() if name not in _WATCHING}
+    return {"name": stage.name, "fit": kept, "optim": _chosen(stage.optim), "groups": list(map(_chosen, stage.groups))}
+
+
+def _chosen(config: Any) -> dict[str, Any]:
+    return to_dict(config, defaults=False)
 
 
 def _cuda_devices(device: torch.device | str) -> list[int]:

@@ -1,9 +1,9 @@
 import pytest
 
-from openvocab import systems
+from openvocab import storage, systems
 from openvocab.clip.architectures import architecture
 from openvocab.data.augment import CropConfig
-from openvocab.lab.training import plan
+from openvocab.lab.training import check_folder, plan
 
 
 def test_an_architecture_by_name_is_trained_as_published():
@@ -22,3 +22,19 @@ def test_an_architecture_by_name_is_trained_as_published():
 def test_an_architecture_by_name_is_of_a_clip():
     with pytest.raises(ValueError, match="ViT-B-23"):
         plan(systems.get("clip"), size="small", data=None, arch="ViT-B-23", settings=[])
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_new_fields_are_at_their_defaults(tmp_path):
+    def recipe(*settings):
+        return plan(systems.get("clip"), size="tiny", data=None, arch=None, settings=settings)
+
+    check_folder(tmp_path, recipe())
+    found = storage.read_json(tmp_path / "recipe.json")
+    del found["data"]["negatives"]
+    storage.write_json(tmp_path / "recipe.json", found)
+    check_folder(tmp_path, recipe())
+    storage.write_json(tmp_path / "recipe.json", found)
+    with pytest.raises(ValueError, match=r"data\.negatives was None, now 7"):
+        check_folder(tmp_path, recipe("data.negatives=7"))
+    with pytest.raises(ValueError, match=r"fit\.steps was 30, now 31"):
+        check_folder(tmp_path, recipe("fit.steps=31"))
