@@ -126,26 +126,40 @@ def classify(
     model: Model = None,
     templates: Templates = "generic",
     top: Annotated[int, typer.Option(help="Labels shown for each picture.")] = 5,
+    calibration: Annotated[
+        Path | None, typer.Option(help="A calibration.json that `eval --task calibration --out` wrote.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Writes .csv, .jsonl or .parquet of a whole collection.")] = None,
     as_json: Json = False,
 ) -> None:
     """Names pictures with your own words."""
     source = _model(model)
     from openvocab import loading
+    from openvocab.clip.trust import read_calibration
     from openvocab.clip.zeroshot import classify_files
 
+    fitted = read_calibration(calibration) if calibration else None
     clip = loading.load(source)
     words = clip.vocabulary(labels if Path(labels).is_file() else labels.split(","), templates)
     if out is not None:
-        table = classify_files(clip, pictures[0] if len(pictures) == 1 else pictures, words, out, k=top)
+        table = classify_files(
+            clip, pictures[0] if len(pictures) == 1 else pictures, words, out, k=top, calibration=fitted
+        )
         done = {"table": str(table.path), "pictures": table.pictures, "failures": table.failures}
         _show(done, as_json, _table(done))
         return
-    answer = clip.classify(pictures, words)
+    answer = clip.classify(pictures, words, calibration=fitted, none_of_these=fitted is not None)
     rows = [{"picture": name, "labels": best} for name, best in zip(pictures, answer.top(top))]
+    if answer.sets is not None and answer.none_of_these is not None:
+        for row, kept, none in zip(rows, answer.sets.tolist(), answer.none_of_these.tolist()):
+            row |= {"set": [name for name, keep in zip(answer.labels, kept) if keep], "none_of_these": none}
     result = {"pictures": rows, "kind": answer.kind, "unseen_words": answer.unseen_words, "model": answer.model}
     unseen = [f"never seen in training: {', '.join(w)} ({label})" for label, w in answer.unseen_words.items()]
     lines = [f"{r['picture']}  " + "  ".join(f"{name} {share:.1%}" for name, share in r["labels"]) for r in rows]
+    if fitted:
+        promise = f"{fitted.coverage:.0%} of such sets hold the right label"
+        sets = ["none of these" if r["none_of_these"] else " or ".join(r["set"]) or "no label" for r in rows]
+        lines = [f"{line}  -> {found}" for line, found in zip(lines, sets)] + [promise]
     _show(result, as_json, "\n".join([*lines, *unseen]))
 
 
@@ -224,12 +238,15 @@ def convert(
     source: Annotated[str, typer.Argument(help="A model in any layout.")],
     destination: Annotated[Path, typer.Argument(help="The folder or file to write.")],
     to: Annotated[str, typer.Option(help="openvocab, openai, open_clip or hf.")],
+    context_length: Annotated[
+        int | None, typer.Option(help="Stretches the text positions, for example from 77 to 248.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Rewrites a model in another layout; what the target cannot express is refused."""
     from openvocab.loading import convert as rewrite
 
-    rewrite(source, destination, to=to)
+    rewrite(source, destination, to=to, context_length=context_length)
     _show({"source": source, "destination": str(destination), "layout": to}, as_json, f"{destination} ({to})")
 
 

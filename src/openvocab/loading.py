@@ -16,6 +16,7 @@ from openvocab.clip.layouts import State
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.open_clip_config import from_open_clip_config, to_open_clip_config
 from openvocab.clip.preprocess import to_hf
+from openvocab.clip.stretch import stretch_context
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.tokenizer_files import load_tokenizer
 from openvocab.clip.weights import (
@@ -238,12 +239,19 @@ def _fetch(source: str) -> Path:
     return Path(found)
 
 
-def convert(source: str | Path, destination: str | Path, to: str, architecture: str | None = None) -> Path:
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    to: str,
+    architecture: str | None = None,
+    context_length: int | None = None,
+) -> Path:
     """Writes a model in another layout: a folder, or for `openai` a file.
 
     Args:
         to: `openvocab`, `openai` (a `.pt` that OpenAI's `clip.load` opens), `open_clip` (a `local-dir:` folder),
             `hf` (a folder for CLIPModel, CLIPProcessor and CLIPTokenizer, or SiglipModel).
+        context_length: stretch the text positions to so many tokens, see `clip.stretch`.
 
     Returns:
         The file or folder that was written.
@@ -254,6 +262,8 @@ def convert(source: str | Path, destination: str | Path, to: str, architecture: 
     clip = load(source, architecture=architecture)
     if not isinstance(clip, CLIP):
         raise ValueError(f"{source}: only a CLIP can be converted, this is a {type(clip).__name__}")
+    if context_length is not None:
+        clip = stretch_context(clip, context_length)
     destination = Path(destination)
     if to == "openvocab":
         clip.save(destination)

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from openvocab.cli import run
+from openvocab.world.scene import CLASSES
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,8 @@ def test_bad_usage_exits_2_and_names_what_is_right(arguments, named, capsys):
         (["train", "clip", "--arch", "ViT-B-23", "--out", "{}/run"], "ViT-B-32"),
         (["train", "clip", "--data", "{}/none.tar", "--out", "{}/run"], "none.tar"),
         (["doctor", "{}/none"], "holds no training run"),
+        (["eval", "demo", "--data", "scenes:many"], "such as scenes:5000:1"),
+        (["eval", "demo", "--data", "scenes:9:1:2"], "such as scenes:5000:1"),
         (["inspect", "{}/none"], "none"),
         (["score", "{}/none.png", "a", "--model", "{}/none"], "none"),
     ],
@@ -88,6 +91,21 @@ def test_train_inspect_score_classify_embed_convert_and_doctor(tmp_path, capsys,
     assert answer["unseen_words"] == {"blue zeppelin": ["zeppelin"]}
     assert sum(p for _, p in answer["pictures"][0]["labels"]) == pytest.approx(1.0, abs=1e-5)
 
+    fit = ["--data", "scenes:60", "--train", "scenes:60:1", "--task", "calibration", "--out", str(tmp_path / "fit")]
+    assert run(["eval", model, *fit, "--json"]) == 0
+    assert 0 <= json.loads(capsys.readouterr().out)["metrics"]["coverage"] <= 1
+    labels = tmp_path / "classes.txt"
+    labels.write_text("\n".join(CLASSES))
+    made = ["--calibration", str(tmp_path / "fit" / "calibration.json")]
+    assert run(["classify", str(picture), "--labels", str(labels), *made, "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["pictures"][0]
+    assert set(row["set"]) <= set(CLASSES)
+    assert row["none_of_these"] in (True, False)
+    assert run(["classify", str(picture), "--labels", str(labels), *made]) == 0
+    assert "90% of such sets hold the right label" in capsys.readouterr().out
+    assert run(["classify", str(picture), "--labels", "a,b", *made]) == 1
+    assert "was fitted for 64 labels" in capsys.readouterr().err
+
     assert run(["embed", str(tmp_path / "p"), "--out", str(tmp_path / "vectors"), "--json"]) == 0
     embedded = json.loads(capsys.readouterr().out)
     assert embedded["pictures"] == 1
@@ -100,6 +118,10 @@ def test_train_inspect_score_classify_embed_convert_and_doctor(tmp_path, capsys,
     assert "hf" in capsys.readouterr().err
     assert run(["convert", model, str(tmp_path / "copy"), "--to", "openvocab", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["layout"] == "openvocab"
+    longer = str(tmp_path / "longer")
+    assert run(["convert", model, longer, "--to", "openvocab", "--context-length", "100"]) == 0
+    assert run(["convert", model, longer, "--to", "openvocab", "--context-length", "99"]) == 1
+    assert "the nearest is 100" in capsys.readouterr().err
 
 
 def test_a_default_model_is_kept(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Learned position embeddings at grids other than the one they were learned on."""
+"""Learned position embeddings at grids and lengths other than the one they were learned on."""
 
 import torch
 import torch.nn.functional as F
@@ -19,3 +19,11 @@ def resample_grid(positions: Positions, grid: tuple[int, int], to: tuple[int, in
     table = F.interpolate(table, size=to, mode="bicubic", antialias=True, align_corners=False)
     table = table.flatten(2).squeeze(0).T.to(positions.dtype)
     return torch.cat([positions[:lead], table])
+
+
+def stretch_positions(positions: Positions, factor: int, keep: int) -> Positions:
+    """Text positions after the first `keep`, stretched by a whole factor; see `clip.stretch` for the formula."""
+    rest = positions[keep:]
+    after = torch.cat([rest[1:], 2 * rest[-1:] - rest[-2:-1]])
+    share = torch.arange(factor, dtype=positions.dtype, device=positions.device).view(1, -1, 1) / factor
+    return torch.cat([positions[:keep], torch.lerp(rest.unsqueeze(1), after.unsqueeze(1), share).flatten(0, 1)])

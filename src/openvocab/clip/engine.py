@@ -83,21 +83,21 @@ def read_pixels(
         raise ValueError(f"{len(failures)} of {len(pictures)} pictures cannot be read: {'; '.join(failures)}")
 
 
-def embed_texts(clip: CLIP, texts: Sequence[str], *, batch_tokens: int = 4096) -> TextEmbeds:
+def embed_texts(clip: CLIP, texts: Sequence[str], *, truncate: bool = False, batch_tokens: int = 4096) -> TextEmbeds:
     """Unit vectors; row i is text i.
 
     Equal texts are encoded once. A causal tower reads texts of similar length together and without the padding, which
     cannot reach the end token that it pools; other towers read their whole context.
 
     Raises:
-        ValueError: a text is longer than the model's context.
+        ValueError: a text is longer than the model's context and `truncate` is not set.
     """
     unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     rows = torch.empty(len(unique), clip.config.embed_dim)
     if not unique:
         return rows
     try:
-        tokens = clip.tokenize(list(unique))
+        tokens = clip.tokenize(list(unique), truncate)
     except ValueError:
         clip.tokenize(list(texts))  # the same error with the number that the caller knows
         raise

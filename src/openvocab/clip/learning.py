@@ -60,10 +60,17 @@ def open_data(data: DataConfig, image_size: int, seed: int) -> Pairs:
 
 
 def open_test(pairs: PairsConfig) -> Pairs:
-    """Pairs to measure on; of the generated world scenes that no training has drawn, with held-out combinations."""
-    if pairs.source == "scenes":
-        return open_scenes(1000, seed=TEST_SEED, split="held_out")
-    return open_pairs(pairs)
+    """Pairs to measure on; `scenes`, `scenes:COUNT` and `scenes:COUNT:STREAM` show held-out combinations.
+
+    No training has drawn a scene of these streams, and no two streams share one.
+    """
+    if pairs.source.split(":")[0] != "scenes" or Path(pairs.source).exists():
+        return open_pairs(pairs)
+    numbers = pairs.source.split(":")[1:]
+    if len(numbers) > 2 or not all(number.isdigit() for number in numbers) or numbers[:1] == ["0"]:
+        raise ValueError(f"{pairs.source}: expected scenes, scenes:COUNT or scenes:COUNT:STREAM, such as scenes:5000:1")
+    count, stream = (int(number) for number in (*numbers, *("1000", "0")[len(numbers) :]))
+    return open_scenes(count, seed=TEST_SEED + stream, split="held_out")
 
 
 def learn_tokenizer(data: DataConfig, pairs: Pairs, vocabulary_size: int, context_length: int) -> Tokenizer:

@@ -67,14 +67,20 @@ def classified(scores: Float[Tensor, "image label"], labels: Int[Tensor, " image
 
 
 def retrieve(clip: CLIP, pairs: Pairs) -> Measured:
-    """Recalls and median ranks both ways, a picture with several captions having several right answers."""
+    """Recalls and median ranks both ways, a picture with several captions having several right answers.
+
+    Captions longer than the model's context are cut, and counted under `truncated`.
+    """
     rows, embeds = _embed(clip, pairs, range(len(pairs)))
     captions = [(place, text) for place, index in enumerate(rows) for text in pairs.captions(index)]
-    texts = embed_texts(clip, [text for _, text in captions])
+    said = [text for _, text in captions]
+    texts = embed_texts(clip, said, truncate=True)
     ranks = retrieval_ranks(embeds, texts, torch.tensor([place for place, _ in captions]))
-    counts = {"pictures": float(len(rows)), "texts": float(len(captions)), "broken": float(len(pairs) - len(rows))}
+    assert clip.tokenizer is not None  # `embed_texts` says so
+    cut = clip.tokenizer.count_tokens(said) > clip.config.text.context_length
+    counts = {"pictures": len(rows), "texts": len(said), "truncated": int(cut.sum()), "broken": len(pairs) - len(rows)}
     hits = {f"{way}_r@{k}": (of <= k).double() for way, of in zip(("t2i", "i2t"), ranks) for k in RECALLS}
-    return Measured(summarize_ranks(*ranks) | counts, hits)
+    return Measured(summarize_ranks(*ranks) | {name: float(count) for name, count in counts.items()}, hits)
 
 
 def _embed(

@@ -6,16 +6,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openvocab import storage
 from openvocab.clip.engine import Picture, Precision, embed_files, embed_images, run_mark
 from openvocab.clip.model import CLIP
+from openvocab.clip.trust import Calibration
 from openvocab.clip.vocabulary import Labels, Vocabulary, vocabulary
 from openvocab.data.extras import require
 from openvocab.shapes import ImageEmbeds
@@ -30,8 +31,11 @@ class Classification:
     Fields:
         scores: cosines.
         probabilities: over the labels, from a softmax; or of each label for itself, from sigmoids. `kind` says which.
+            With a calibration always a softmax, at its temperature.
         model: its name, fingerprint, and what it was trained on (`trained_on`, without the words).
         unseen_words: label to words that the model never read in training, where this is known.
+        sets: with a calibration, the labels that cannot be ruled out; as many sets hold the true one as it promises.
+        none_of_these: where asked for, the pictures that fit none of the labels.
     """
 
     labels: tuple[str, ...]
@@ -40,6 +44,8 @@ class Classification:
     kind: Literal["softmax", "sigmoid"]
     model: dict[str, Any]
     unseen_words: dict[str, tuple[str, ...]]
+    sets: Bool[Tensor, "image label"] | None = None
+    none_of_these: Bool[Tensor, " image"] | None = None
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """The k most probable labels of each picture with their probabilities, best first."""
@@ -60,20 +66,31 @@ class ClassifiedFiles:
 
 
 def classify(
-    clip: CLIP, pictures: Picture | Sequence[Picture], labels: Vocabulary | Labels, *, none_of_these: bool = False
+    clip: CLIP,
+    pictures: Picture | Sequence[Picture],
+    labels: Vocabulary | Labels,
+    *,
+    calibration: Calibration | None = None,
+    none_of_these: bool = False,
 ) -> Classification:
     """Pictures (paths or PIL) against a vocabulary or labels; softmax for InfoNCE models, sigmoids for sigmoid models.
 
+    Args:
+        calibration: fitted with this model and these labels, see `clip.trust`.
+
     Raises:
-        ValueError: unreadable pictures, a vocabulary of another model, or `none_of_these` without a calibration: a
-            softmax over the labels alone cannot say that none of them fits.
+        ValueError: unreadable pictures, a vocabulary or calibration of another model, or `none_of_these` without a
+            calibration: a softmax over the labels alone cannot say that none of them fits.
     """
-    if none_of_these:
-        raise ValueError(f"none_of_these needs a fitted calibration, and model {clip.name!r} has none")
+    if none_of_these and calibration is None:
+        raise ValueError(f"none_of_these needs a fitted calibration, and model {clip.name!r} was given none")
     if not isinstance(labels, Vocabulary):
         labels = vocabulary(clip, labels)
-    _check_same_model(clip, labels)
-    return classify_embeds(clip, embed_images(clip, pictures), labels)
+    _check_same_model(clip, labels, calibration)
+    found = classify_embeds(clip, embed_images(clip, pictures), labels, calibration)
+    if calibration is None or not none_of_these:
+        return found
+    return replace(found, none_of_these=calibration.none_of_these(found.scores))
 
 
 def score(clip: CLIP, picture: Picture, texts: str | Sequence[str]) -> Classification:
@@ -82,21 +99,27 @@ def score(clip: CLIP, picture: Picture, texts: str | Sequence[str]) -> Classific
     return classify(clip, picture, vocabulary(clip, texts, "name", cache=False))
 
 
-def classify_embeds(clip: CLIP, image_embeds: ImageEmbeds, labels: Vocabulary) -> Classification:
+def classify_embeds(
+    clip: CLIP, image_embeds: ImageEmbeds, labels: Vocabulary, calibration: Calibration | None = None
+) -> Classification:
     """`classify` for pictures that are embedded already, by this model.
 
-    With cosines c, scale s = exp(logit_scale) and bias b: softmax(s c) over labels, or sigmoid(s c + b) for each.
+    With cosines c, scale s = exp(logit_scale) and bias b: softmax(s c) over labels, or sigmoid(s c + b) for each;
+    calibrated softmax(s c / temperature).
     """
-    _check_same_model(clip, labels)
+    _check_same_model(clip, labels, calibration)
     scores = image_embeds.float() @ labels.embeds.T
     logits = scores * clip.scale().detach().float().cpu()
-    if clip.logit_bias is None:
+    sets = None
+    if calibration is not None:
+        kind, probabilities, sets = "softmax", calibration.probabilities(logits), calibration.sets(logits)
+    elif clip.logit_bias is None:
         kind, probabilities = "softmax", logits.softmax(dim=1)
     else:
         kind, probabilities = "sigmoid", (logits + clip.logit_bias.detach().float().cpu()).sigmoid()
     origin = None if clip.trained_on is None else {k: v for k, v in clip.trained_on.items() if k != "words"}
     model = {"name": clip.name, "fingerprint": clip.fingerprint, "trained_on": origin}
-    return Classification(labels.labels, scores, probabilities, kind, model, labels.unseen_words)
+    return Classification(labels.labels, scores, probabilities, kind, model, labels.unseen_words, sets)
 
 
 def classify_files(
@@ -105,6 +128,7 @@ def classify_files(
     labels: Vocabulary | Labels,
     out: str | os.PathLike[str],
     *,
+    calibration: Calibration | None = None,
     k: int = 5,
     batch_size: int = 32,
     precision: Precision = "auto",
@@ -124,7 +148,7 @@ def classify_files(
         raise ValueError(f"{out}: expected a name that ends in {', '.join(_WRITERS)}")
     if not isinstance(labels, Vocabulary):
         labels = vocabulary(clip, labels)
-    _check_same_model(clip, labels)
+    _check_same_model(clip, labels, calibration)
     work = None
     if clip.fingerprint:
         work = storage.cache_folder("unfinished") / run_mark(clip, source, shard, batch_size, precision)
@@ -133,19 +157,21 @@ def classify_files(
     )
     with storage.atomic_path(out) as path, _WRITERS[out.suffix](path) as write:
         for start in range(0, len(embedded.keys), _CHUNK):
-            found = classify_embeds(clip, embedded.vectors[start : start + _CHUNK], labels)
+            found = classify_embeds(clip, embedded.vectors[start : start + _CHUNK], labels, calibration)
             write(_rows(embedded.keys[start : start + _CHUNK], found, min(k, len(labels.labels))))
     if work is not None:
         shutil.rmtree(work)
     return ClassifiedFiles(out, len(embedded.keys), embedded.failures)
 
 
-def _check_same_model(clip: CLIP, labels: Vocabulary) -> None:
+def _check_same_model(clip: CLIP, labels: Vocabulary, calibration: Calibration | None) -> None:
     if labels.fingerprint != clip.fingerprint:
         raise ValueError(
             f"the vocabulary was made by {labels.model!r} ({labels.fingerprint or 'no fingerprint'}), the model is "
             f"{clip.name!r} ({clip.fingerprint or 'no fingerprint'}): make the vocabulary with this model"
         )
+    if calibration is not None:
+        calibration.check(labels)
 
 
 def _rows(keys: Sequence[str], found: Classification, k: int) -> list[dict[str, Any]]:

@@ -9,13 +9,15 @@ import torch
 
 from openvocab import loading, storage
 from openvocab.adapt.probe import fit_probe, search_probe
-from openvocab.adapt.trust import fit_calibration
 from openvocab.clip import measure
 from openvocab.clip.learning import open_test
 from openvocab.clip.measure import Measured, embed_labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import templates as read_templates
+from openvocab.clip.trust import fit_calibration
 from openvocab.clip.vocabulary import vocabulary
+from openvocab.config import to_dict
+from openvocab.data.memory import InMemory
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.lab import evaluation_report
 from openvocab.lab.few_shot import SHOTS, few_shot_table
@@ -45,11 +47,11 @@ def evaluate_source(
     Args:
         train: labelled pictures that the tasks `probe`, `fewshot` and `calibration` fit on; the classes of `data`.
         against: another model; `against` in the result holds this model's gain over it on the same rows.
-        out: a folder for `result.json`, `result.csv` and `report.html`; what stands there for the same question is
-            returned without work.
+        out: a folder for `result.json`, `result.csv` and `report.html`, and `calibration.json` where one was fitted;
+            what stands there for the same question is returned without work.
 
     Raises:
-        ValueError: an unknown task, one that fits without `train`, or `train` with other classes.
+        ValueError: an unknown task, one that fits without `train`, or `train` with other classes or the same pictures.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r}: expected one of {', '.join(TASKS)}")
@@ -77,6 +79,8 @@ def evaluate_source(
             name: asdict(paired_bootstrap(peer.rows[name], rows)) for name, rows in measured.rows.items()
         }
     if out:
+        if "calibration" in extra:
+            storage.write_json(out / "calibration.json", extra["calibration"])
         evaluation_report.write(out, result)
     return result
 
@@ -132,13 +136,14 @@ def calibration(
     """Error of the probabilities as the model gives them and with a fitted temperature; how often sets of labels cover.
 
     `ece` is the expected calibration error over 15 bins, `set_size` the mean number of labels of a set. The second
-    value holds the confidence and accuracy of each bin that is not empty, before and after.
+    value holds under `reliability` the confidence and accuracy of each bin that is not empty, before and after, and
+    under `calibration` what `openvocab classify --calibration` takes.
     """
     fit, asked = (embed_labelled(clip, pairs) for pairs in (train, test))
-    text = vocabulary(clip, list(test.classnames), templates).embeds
-    scale = float(clip.scale().detach())
-    logits = scale * asked.features @ text.T
-    fitted = fit_calibration(scale * fit.features @ text.T, fit.labels, coverage=coverage)
+    words = vocabulary(clip, list(test.classnames), templates)
+    scale, cosines = float(clip.scale().detach()), fit.features @ words.embeds.T
+    logits = scale * asked.features @ words.embeds.T
+    fitted = fit_calibration(scale * cosines, fit.labels, coverage=coverage, cosines=cosines).belonging_to(words)
     before, after = (
         reliability(probabilities, asked.labels) for probabilities in (logits.softmax(1), fitted.probabilities(logits))
     )
@@ -160,7 +165,7 @@ def calibration(
         ]
         for name, found in (("before", before), ("after", after))
     }
-    return Measured(figures, {"coverage": covered}), bins
+    return Measured(figures, {"coverage": covered}), {"reliability": bins, "calibration": to_dict(fitted)}
 
 
 def open_model(source: str) -> CLIP:
@@ -185,8 +190,7 @@ def _measure(
     if task == "fewshot":
         measured, table = few_shot(clip, train, test, templates)
         return measured, {"table": table}
-    measured, bins = calibration(clip, train, test, templates)
-    return measured, {"reliability": bins}
+    return calibration(clip, train, test, templates)
 
 
 def _open_train(train: str | None, task: str, test: Pairs) -> Pairs:
@@ -195,6 +199,11 @@ def _open_train(train: str | None, task: str, test: Pairs) -> Pairs:
     pairs = open_test(PairsConfig(source=train))
     if pairs.classnames != test.classnames:
         raise ValueError(f"--train {train} and --data {test.source} do not have the same classes in the same order")
+    # The key of a generated scene begins with its stream: its first scenes are the same whatever their number.
+    same_stream = isinstance(pairs, InMemory) and pairs.key(0) == test.key(0)
+    if same_stream or pairs.fingerprint == test.fingerprint:
+        other = "; another stream of scenes: scenes:1000:1" if same_stream else ""
+        raise ValueError(f"--train {train} and --data {test.source} are the same pictures{other}")
     return pairs
 
 

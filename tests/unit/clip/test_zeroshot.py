@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import pyarrow.parquet
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image
 from tiny import tiny_clip, write_picture
 
+from openvocab.clip.trust import fit_calibration, read_calibration
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.clip.zeroshot import classify, classify_embeds, classify_files, score
 from openvocab.storage import cache_folder
@@ -116,3 +118,52 @@ def test_collections_become_tables(clip, paths, tmp_path, suffix, read):
 def test_tables_of_unknown_kinds_are_refused_before_any_work(clip, tmp_path):
     with pytest.raises(ValueError, match=r"ends in \.csv, \.jsonl, \.parquet"):
         classify_files(clip, tmp_path, ["cat"], tmp_path / "table.xlsx")
+
+
+def fitted(clip, words, **changed):
+    pictures = torch.randn(60, clip.config.embed_dim, generator=torch.Generator().manual_seed(0))
+    cosines = torch.nn.functional.normalize(pictures, dim=1) @ words.embeds.T
+    found = fit_calibration(30 * cosines, cosines.argmax(1), cosines=cosines)
+    return replace(found.belonging_to(words), **changed)
+
+
+def test_a_calibration_makes_probabilities_sets_and_none_of_these(clip, paths, tmp_path):
+    words = vocabulary(clip, ["cat", "dog", "horse"])
+    kept = fitted(clip, words)
+    kept.save(tmp_path / "calibration.json")
+    calibration = read_calibration(tmp_path / "calibration.json")
+    assert calibration == kept
+    plain = classify(clip, paths, words)
+    found = classify(clip, paths, words, calibration=calibration, none_of_these=True)
+    logits = plain.scores * clip.scale().detach()
+    assert (plain.sets, plain.none_of_these) == (None, None)
+    torch.testing.assert_close(found.probabilities, (logits / calibration.temperature).softmax(1))
+    assert torch.equal(found.sets, found.probabilities >= calibration.threshold)
+    assert torch.equal(found.none_of_these, found.scores.amax(1) < calibration.none_below)
+    sigmoid = classify(tiny_clip(logit_bias_init=-10.0), paths, words, calibration=calibration)
+    assert sigmoid.kind == "softmax"
+    table = classify_files(clip, paths, words, tmp_path / "table.csv", calibration=calibration, k=1)
+    rows = list(csv.DictReader(table.path.read_text().splitlines()))
+    torch.testing.assert_close(
+        torch.tensor([float(row["probability"]) for row in rows]), found.probabilities.amax(1), rtol=0, atol=1e-5
+    )
+
+
+def test_a_calibration_is_for_one_model_and_one_vocabulary(clip, paths, tmp_path):
+    words = vocabulary(clip, ["cat", "dog", "horse"])
+    other = fitted(clip, words, model="other", fingerprint="f0e1")
+    with pytest.raises(ValueError, match=r"fitted on 'other' \(f0e1\), the model is 'tiny' \(tiny0\)"):
+        classify(clip, paths, words, calibration=other)
+    with pytest.raises(ValueError, match=r"fitted for 3 labels \(cat, dog, horse\), not for these 2 \(cat, dog\)"):
+        classify(clip, paths, ["cat", "dog"], calibration=fitted(clip, words))
+    with pytest.raises(ValueError, match=r"fitted for 1 templates"):
+        classify_files(
+            clip, paths, vocabulary(clip, words.labels, "{}"), tmp_path / "a.csv", calibration=fitted(clip, words)
+        )
+    with pytest.raises(ValueError, match="was not fitted: give fit_calibration the cosines"):
+        classify(clip, paths, words, calibration=fitted(clip, words, none_below=None), none_of_these=True)
+    with pytest.raises(FileNotFoundError, match="--task calibration"):
+        read_calibration(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text('{"temperature": "high"}')
+    with pytest.raises(ValueError, match=r"bad\.json"):
+        read_calibration(tmp_path / "bad.json")

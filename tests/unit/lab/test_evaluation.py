@@ -11,6 +11,7 @@ from tiny import tiny_clip
 from openvocab.blocks.vit import ViTConfig
 from openvocab.data.pairs import open_pairs
 from openvocab.lab import evaluation
+from openvocab.loading import convert
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
@@ -53,9 +54,10 @@ def test_few_shot_compares_every_method_on_the_same_splits(sides):
 def test_calibration_halves_the_error_and_sets_cover(sides):
     clip = tiny_clip()
     train, test = (open_pairs(side) for side in sides)
-    measured, bins = evaluation.calibration(clip, train, test, ("a {}",), coverage=0.8)
+    measured, extra = evaluation.calibration(clip, train, test, ("a {}",), coverage=0.8)
     found = measured.figures
-    assert all(0 <= value <= 1 for found_bins in bins.values() for pair in found_bins for value in pair)
+    assert all(0 <= value <= 1 for bins in extra["reliability"].values() for pair in bins for value in pair)
+    assert extra["calibration"]["labels"] == ["blue", "green", "red"]
     assert found["ece_calibrated"] < found["ece"]
     assert found["coverage"] > 0.6
     assert 1 <= found["set_size"] <= 3
@@ -65,6 +67,10 @@ def test_tasks_that_fit_ask_for_pictures_with_the_same_classes(sides, tmp_path, 
     monkeypatch.setattr(evaluation, "open_model", lambda source: tiny_clip())
     with pytest.raises(ValueError, match="name them with --train"):
         evaluation.evaluate_source("tiny", sides[1], "probe")
+    with pytest.raises(ValueError, match="are the same pictures"):
+        evaluation.evaluate_source("tiny", sides[1], "probe", train=sides[1])
+    with pytest.raises(ValueError, match="the same pictures; another stream of scenes: scenes:1000:1"):
+        evaluation.evaluate_source("tiny", "scenes:20", "calibration", train="scenes:40")
     other = class_folder(tmp_path / "other", 1, 0)
     (other / "red").rename(other / "scarlet")
     with pytest.raises(ValueError, match="do not have the same classes"):
@@ -106,3 +112,24 @@ def test_every_task_writes_its_report(sides, tmp_path, monkeypatch, task):
     evaluation.evaluate_source("x", sides[1], task, train=sides[0], out=tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert {"retrieval": "t2i_r@1", "fewshot": "Tip-Adapter", "calibration": "Reliability"}[task] in page
+
+
+def test_a_model_in_any_layout_has_the_same_figures(tmp_path, sides):
+    from tiny_models import tiny_clip as exportable
+
+    exportable().save(tmp_path / "own")
+    files = [tmp_path / "own"]
+    files += [convert(tmp_path / "own", tmp_path / to, to=to) for to in ("openvocab", "hf", "open_clip", "openai")]
+    for task in ("zeroshot", "retrieval"):
+        own, *others = (evaluation.evaluate_source(str(file), sides[1], task) for file in files)
+        for found in others:
+            assert found["metrics"] == own["metrics"]
+            assert found["model"]["fingerprint"] == own["model"]["fingerprint"]
+
+
+def test_captions_beyond_the_context_are_cut_and_counted(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (16, 16), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a long story " * 40 if number else "short")
+    found = evaluation.measure.retrieve(tiny_clip(), open_pairs(tmp_path)).figures
+    assert (found["texts"], found["truncated"]) == (3.0, 2.0)

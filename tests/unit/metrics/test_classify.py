@@ -1,6 +1,7 @@
 import pytest
 import torch
 from sklearn import metrics as sklearn
+from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
 
 from openvocab.metrics.classify import (
     average_precision,
@@ -114,3 +115,13 @@ def test_nothing_to_measure_is_said():
         mean_average_precision(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="expected 11"):
         mean_average_precision(torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool), points=101)
+
+
+def test_multi_label_precision_and_auc_equal_torchmetrics(rng):
+    positive = torch.rand(200, 5, generator=rng) < torch.tensor([0.05, 0.2, 0.5, 0.8, 0.3])
+    scores = positive + torch.randn(200, 5, generator=rng)
+    theirs = multilabel_average_precision(scores, positive.int(), 5, average="macro", validate_args=False)
+    assert mean_average_precision(scores, positive) == pytest.approx(theirs.item(), abs=1e-6)
+    areas = multilabel_auroc(scores, positive.int(), 5, average="none")
+    ours = [roc_auc(scores[:, label], positive[:, label]) for label in range(5)]
+    assert ours == pytest.approx(areas.tolist(), abs=1e-6)

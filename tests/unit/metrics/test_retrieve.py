@@ -1,3 +1,5 @@
+import statistics
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +56,31 @@ def test_ties_go_against_the_model():
     assert collapsed["t2i_median_rank"] == 4
     nan = torch.full((4, 3), float("nan"))
     assert retrieval(nan, nan, torch.arange(4), ks=(1, 3))["t2i_r@3"] == 0
+
+
+def test_five_captions_a_picture_equal_a_brute_force_search_ties_included(rng):
+    # Whole numbers: scores are exact and many of them are equal.
+    images = torch.randint(-2, 3, (40, 3), generator=rng).float()
+    index = torch.arange(200) // 5
+    texts = images[index] + torch.randint(-1, 2, (200, 3), generator=rng)
+    owner = index.tolist()
+
+    def rank(query, candidates, right):
+        scores = [sum(a * b for a, b in zip(query, each)) for each in candidates]
+        order = sorted(range(len(scores)), key=lambda i: (-scores[i], right(i)))  # of equal ones the wrong come first
+        before = next(place for place, i in enumerate(order) if right(i))
+        return before + 1  # the first right one: nothing but wrong ones before it
+
+    rows, columns = images.tolist(), texts.tolist()
+    t2i = [rank(text, rows, lambda i, t=t: i == owner[t]) for t, text in enumerate(columns)]
+    i2t = [rank(image, columns, lambda t, i=i: owner[t] == i) for i, image in enumerate(rows)]
+    scores = images @ texts.T
+    assert len(scores.unique()) < scores.numel() / 50
+    found = retrieval(images, texts, index)
+    for way, ranks in (("t2i", t2i), ("i2t", i2t)):
+        for k in (1, 5, 10):
+            assert found[f"{way}_r@{k}"] == pytest.approx(sum(r <= k for r in ranks) / len(ranks), abs=1e-6)
+        assert found[f"{way}_median_rank"] == statistics.median(ranks)
 
 
 def test_other_texts_of_the_same_picture_are_not_in_the_way():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from openvocab.adapt.trust import conformal_threshold, fit_calibration, fit_temperature, label_thresholds
+from openvocab.clip.trust import conformal_threshold, fit_calibration, fit_temperature, label_thresholds
 from openvocab.metrics.calibration import reliability
 
 

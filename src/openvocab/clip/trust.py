@@ -4,12 +4,17 @@ Everything here is fitted on pictures that trained nothing, and says how many of
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from openvocab import storage
+from openvocab.clip.vocabulary import Vocabulary
+from openvocab.config import from_dict, to_dict
 
 Logits = Float[Tensor, "row label"]
 Labels = Int[Tensor, " row"]
@@ -17,7 +22,7 @@ Labels = Int[Tensor, " row"]
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was fitted on `rows` labelled pictures.
+    """What was fitted on `rows` labelled pictures; it holds for one model and one vocabulary, and refuses others.
 
     Fields:
         temperature: probabilities are softmax(logits / temperature).
@@ -31,6 +36,39 @@ class Calibration:
     threshold: float
     none_below: float | None
     rows: int
+    model: str = ""
+    fingerprint: str = ""
+    labels: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    def belonging_to(self, words: Vocabulary) -> "Calibration":
+        """The same, for pictures of this vocabulary only, and so of its model."""
+        return replace(
+            self, model=words.model, fingerprint=words.fingerprint, labels=words.labels, templates=words.templates
+        )
+
+    def check(self, words: Vocabulary) -> None:
+        """Refuses a vocabulary other than the one it was fitted with.
+
+        Raises:
+            ValueError: of another model, or with other labels or templates: its promises would be void.
+        """
+        if self.fingerprint != words.fingerprint:
+            raise ValueError(
+                f"the calibration was fitted on {self.model!r} ({self.fingerprint or 'no fingerprint'}), the model is "
+                f"{words.model!r} ({words.fingerprint or 'no fingerprint'}): fit it again on this model"
+            )
+        for what in ("labels", "templates"):
+            own, given = getattr(self, what), getattr(words, what)
+            if own != given:
+                raise ValueError(
+                    f"the calibration was fitted for {len(own)} {what} ({_first(own)}), not for these {len(given)} "
+                    f"({_first(given)}): what it promises holds for its own only"
+                )
+
+    def save(self, path: Path | str) -> None:
+        """Writes it as json."""
+        storage.write_json(path, to_dict(self))
 
     def probabilities(self, logits: Logits) -> Float[Tensor, "row label"]:
         return (logits / self.temperature).softmax(dim=1)
@@ -48,6 +86,19 @@ class Calibration:
         if self.none_below is None:
             raise ValueError("none_of_these was not fitted: give fit_calibration the cosines of its pictures")
         return cosines.amax(dim=1) < self.none_below
+
+
+def read_calibration(path: Path | str) -> Calibration:
+    """Opens what `Calibration.save` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a calibration.
+    """
+    if not Path(path).is_file():
+        made = "`openvocab eval MODEL --task calibration --data ... --train ... --out DIR` writes DIR/calibration.json"
+        raise FileNotFoundError(f"{path}: no such file; {made}")
+    return from_dict(Calibration, storage.read_json(path), where=str(path))
 
 
 def fit_calibration(
@@ -136,3 +187,7 @@ def label_thresholds(
         below = values[best + 1] if best + 1 < len(values) else values[best] - 1
         found[label] = float((values[best] + below) / 2)
     return found
+
+
+def _first(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
