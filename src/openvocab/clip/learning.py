@@ -14,10 +14,11 @@ from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, Strong
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.pairs import open_pairs
-from openvocab.data.scenes import TEST_SEED, open_scenes
+from openvocab.data.scenes import TEST_SEED, HardNegatives, open_scenes
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.train import distributed
 from openvocab.train.config import GroupConfig, OptimConfig
+from openvocab.world.caption import CaptionConfig
 from openvocab.world.scene import WorldConfig
 
 PIXELS = PreprocessConfig(image_size=32, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
@@ -32,6 +33,8 @@ class DataConfig:
     `tokenizer`: `captions` learns a byte-level BPE of the model's vocabulary size on the captions, `clip` is CLIP's.
     `positives`: what is a second right answer in a batch: the same `caption`, or any caption of the same `class`.
     `negatives`: so many captions from outside the batch are further wrong answers; they cost a text pass each.
+    `captions`, `hard_negatives`: what is said of generated scenes, and how it is made false of them (NegCLIP, arXiv
+    2210.01936); the false captions of a batch are the first of its `negatives`.
     `in_memory` decodes every picture once, at the model's size.
     `validation`: pairs that are measured every `fit.evaluate_every_steps` steps and at the end.
     """
@@ -46,6 +49,8 @@ class DataConfig:
     in_memory: bool = True
     num_scenes: int = 20_000
     world: WorldConfig = WorldConfig()
+    captions: CaptionConfig = CaptionConfig()
+    hard_negatives: HardNegatives = "none"
     validation: PairsConfig | None = None
     validation_task: Literal["retrieval", "zeroshot"] = "retrieval"
 
@@ -53,7 +58,17 @@ class DataConfig:
 def open_data(data: DataConfig, image_size: int, seed: int) -> Pairs:
     """The pairs of a recipe, decoded into memory where it says so."""
     if data.pairs.source == "scenes":
-        return open_scenes(data.num_scenes, world=data.world, seed=seed)
+        if data.hard_negatives != "none" and not data.negatives:
+            raise ValueError("data.hard_negatives are the first of data.negatives, which are 0: set both")
+        return open_scenes(
+            data.num_scenes,
+            world=data.world,
+            captions=data.captions,
+            hard_negatives=data.hard_negatives,
+            seed=seed,
+        )
+    if data.hard_negatives != "none":
+        raise ValueError(f"{data.pairs.source}: data.hard_negatives need generated scenes, whose captions are parsed")
     pairs = open_pairs(data.pairs)
     alpha = isinstance(data.augment, StrongConfig)
     return in_memory(pairs, image_size, alpha=alpha) if data.in_memory else pairs

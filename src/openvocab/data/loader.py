@@ -50,8 +50,8 @@ class Loader:
 
     Args:
         by_class: captions of pictures of one class count as the same caption, however they are worded.
-        negatives: captions from outside the batch that come with it, drawn anew each step, as far as there are so many;
-            needs pairs in memory.
+        negatives: captions from outside the batch that come with it, drawn anew each step, as far as there are so many:
+            first the hard negatives of its own captions; needs pairs in memory.
         trim: cut the tokens after the batch's longest caption; exact for causal text towers, wrong for others.
         workers: processes that make batches ahead; 0 makes each when asked.
         max_broken: share of the source that may be unreadable before the run stops.
@@ -207,13 +207,17 @@ class _FromMemory:
         self.counts = np.diff(pairs.first)
         if not self.counts.all():
             raise ValueError(f"{pairs.source}: {pairs.key(int(self.counts.argmin()))} has no caption")
-        self.tokens, self.truncated = tokenize_all(tokenize, list(pairs.texts))
-        self.text_ids = np.asarray([text_id(text) for text in pairs.texts])
+        said = (*pairs.texts, *pairs.hard_negatives.values())
+        self.tokens, self.truncated = tokenize_all(tokenize, list(said))
+        self.text_ids = np.asarray([text_id(text) for text in said])
+        self.hard = np.full(len(pairs.texts), -1)
+        row = {text: row for row, text in enumerate(pairs.texts)}
+        self.hard[[row[text] for text in pairs.hard_negatives]] = np.arange(len(pairs.texts), len(said))
         if by_class:
             owners = np.repeat(np.arange(len(pairs)), self.counts).tolist()
             for index, row in zip(owners, pairs.text_rows):
                 self.text_ids[row] = _caption_id(pairs, index, pairs.texts[row], by_class)
-        same = int(np.unique(self.text_ids, return_counts=True)[1].max())
+        same = int(np.unique(self.text_ids[: len(pairs.texts)], return_counts=True)[1].max())
         self.most_excluded = int(self.counts.max()) * same  # captions that one picture of a batch can rule out
 
     def __call__(self, rows: Rows, permutation: Int64[np.ndarray, " sample"]) -> Fetched:
@@ -227,7 +231,8 @@ class _FromMemory:
             "text_ids": torch.from_numpy(self.text_ids[texts]),
         }
         if self.negatives:
-            others = self._others(rows)
+            others, hard = self._others(rows), self.hard[texts]
+            others = np.concatenate([hard[hard >= 0], others])[: len(others)]
             batch |= {
                 "negative_tokens": self.tokens[torch.from_numpy(others)],
                 "negative_ids": torch.from_numpy(self.text_ids[others]),
@@ -238,7 +243,7 @@ class _FromMemory:
         """Captions in random order, without any of the batch's own pictures; equally many each step, on every rank."""
         first, counts = self.pairs.first[rows.indices], self.counts[rows.indices]
         own = np.concatenate([self.pairs.text_rows[start : start + count] for start, count in zip(first, counts)])
-        others = np.flatnonzero(~np.isin(self.text_ids, self.text_ids[own]))
+        others = np.flatnonzero(~np.isin(self.text_ids[: len(self.pairs.texts)], self.text_ids[own]))
         others = others[np.argsort(draws(mix(mix(rows.keys[:1])), len(others))[0], kind="stable")]
         most = len(self.pairs.texts) - len(rows.indices) * self.most_excluded
         return others[: max(0, min(self.negatives, most))]

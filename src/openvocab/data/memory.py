@@ -1,6 +1,6 @@
 """Pairs held in memory: every picture decoded once, small, as `uint8`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -20,6 +20,7 @@ class InMemory(Pairs):
         texts: every caption once.
         text_rows: rows of `texts`, the first sample's captions first.
         first: sample i's captions are `text_rows[first[i]:first[i + 1]]`.
+        hard_negatives: by caption, a sentence much like it that is false of its picture.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class InMemory(Pairs):
         *,
         classnames: tuple[str, ...] = (),
         excluded: dict[str, str] | None = None,
+        hard_negatives: Mapping[str, str] | None = None,
         fingerprint: str,
     ) -> None:
         self.source, self.classnames, self.excluded = source, classnames, excluded or {}
+        self.hard_negatives = hard_negatives or {}
         self.pixels, self.fingerprint = pixels, fingerprint
         self._keys, self._labels = keys, labels
         rows: dict[str, int] = {}

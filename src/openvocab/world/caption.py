@@ -136,18 +136,44 @@ def swap_colours(captions: list[Caption], scenes: Scenes) -> list[str | None]:
 
     None where a caption does not give two different colours to two different shapes.
     """
-    return [_swapped(caption, colour, shape) for caption, colour, shape in zip(captions, scenes.colour, scenes.shape)]
+    return [_colours_swapped(*each) for each in zip(captions, scenes.colour, scenes.shape)]
 
 
-def _swapped(caption: Caption, colour: np.ndarray, shape: np.ndarray) -> str | None:
+def swap_objects(captions: list[Caption], scenes: Scenes) -> list[str | None]:
+    """The same sentences with the two objects of a relation exchanged, false of their scenes.
+
+    None where a caption puts no two different things left of, above, ... each other.
+    """
+    return [_objects_swapped(*each) for each in zip(captions, scenes.class_id)]
+
+
+def _colours_swapped(caption: Caption, colour: np.ndarray, shape: np.ndarray) -> str | None:
     said = sorted((span.start, span.end, span.objects[0]) for span in caption.spans if span.attribute == "colour")
     shaped = {span.objects[0] for span in caption.spans if span.attribute == "shape"}
     if len(said) != 2:
         return None
-    (start, end, one), (start_2, end_2, other) = said
+    one, other = (slot for _, _, slot in said)
     if shaped != {one, other} or colour[one] == colour[other] or shape[one] == shape[other]:
         return None
-    text = caption.text
+    return _exchanged(caption.text, said[0][:2], said[1][:2])
+
+
+def _objects_swapped(caption: Caption, class_id: np.ndarray) -> str | None:
+    between = [span for span in caption.spans if span.attribute == "relation"]
+    if not between or caption.text[between[0].start : between[0].end] in RELATIONS["beside"]:
+        return None
+    one, other = between[0].objects
+    ends = {span.objects[0]: (span.start, span.end) for span in caption.spans if span.attribute == "phrase"}
+    said = {span.objects[0] for span in caption.spans if span.attribute == "colour"}
+    named = {span.objects[0] for span in caption.spans if span.attribute == "shape"}
+    if class_id[one] == class_id[other] or said & named != {one, other}:
+        return None
+    return _exchanged(caption.text, ends[one], ends[other])
+
+
+def _exchanged(text: str, one: tuple[int, int], other: tuple[int, int]) -> str:
+    """The text with these two stretches, the first before the second, in each other's place."""
+    (start, end), (start_2, end_2) = one, other
     return _mend_articles(text[:start] + text[start_2:end_2] + text[end:start_2] + text[start:end] + text[end_2:])
 
 

@@ -14,6 +14,7 @@ from openvocab.world.caption import (
     fill_prompt,
     relations_between,
     swap_colours,
+    swap_objects,
     texts,
 )
 from openvocab.world.scene import (
@@ -158,6 +159,23 @@ def test_swapping_is_refused_where_it_would_stay_true():
     assert all(other is None for other, same in zip(swapped, alike) if same)
     single = draw_scenes(20, WorldConfig(share_single=1.0))
     assert swap_colours(captions(single), single) == [None] * 20
+
+
+def test_swapped_objects_are_false_of_their_scenes():
+    scenes = draw_scenes(400, WorldConfig(share_single=0.0, max_objects=2, textures=TEXTURES), seed=2)
+    said = captions(scenes, config=CaptionConfig(opening=0.0, synonym=0.0, count=0.0))
+    swapped = swap_objects(said, scenes)
+    assert np.mean([other is not None for other in swapped]) > 0.3
+    words = "|".join(word for name, words in RELATIONS.items() if name != "beside" for word in words[::-1])
+    for row, other in enumerate(swapped):
+        if other is None:
+            continue
+        one, relation, two = re.fullmatch(rf"an? (.+?) ({words}) an? (.+?)(?: on a .*)?", other).groups()
+        slots = {f"{COLOURS[c]} {SHAPES[s]}": i for i, (c, s) in enumerate(zip(scenes.colour[row], scenes.shape[row]))}
+        first, second = (next(slot for name, slot in slots.items() if phrase.endswith(name)) for phrase in (one, two))
+        across, down = (float(line[row, first] - line[row, second]) for line in (scenes.cx, scenes.cy))
+        name = next(name for name, words in RELATIONS.items() if relation in words)
+        assert name not in relations_between(across, down)
 
 
 def test_relations_hold_only_for_things_clearly_apart():
