@@ -208,6 +208,37 @@ def embed(
     _show({**done, "fingerprint": embedded.fingerprint}, as_json, _table(done))
 
 
+corpus = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Builds data sets.")
+app.add_typer(corpus, name="corpus")
+
+
+@corpus.callback()
+def _corpus() -> None:
+    """Builds data sets."""
+
+
+@corpus.command("build")
+def build_corpus(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The corpus' folder; an unfinished one there goes on.")],
+    cap: Annotated[int, typer.Option(help="Samples that one query asks for.")] = 20_000,
+    min_count: Annotated[int, typer.Option(help="A word or bigram seen so often is a query.")] = 100,
+    min_pmi: Annotated[float, typer.Option(help="Least pointwise mutual information of a bigram, in bits.")] = 4.0,
+    queries: Annotated[Path | None, typer.Option(help="A file with more queries, one a line.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws that thin out what is frequent.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Picks a balanced, deduplicated set of pairs: queries from the captions, a cap for each, shards out."""
+    from openvocab.data.corpus import CorpusConfig, build
+    from openvocab.data.source import PairsConfig
+
+    config = CorpusConfig(cap=cap, min_count=min_count, min_pmi=min_pmi, seed=seed)
+    names = queries.read_text(encoding="utf-8").splitlines() if queries else ()
+    report = build(PairsConfig(source=data), out, config, [name for name in names if name.strip()])
+    shown = {name: report[name] for name in ("samples", "kept", "dropped", "queries")}
+    _show(report, as_json, _table({**shown, "folder": str(out)}))
+
+
 @app.command()
 def systems(as_json: Json = False) -> None:
     """Lists the systems of the family."""

@@ -77,6 +77,33 @@ def read_json(path: Path | str) -> Any:
         raise ValueError(f"{path}: not valid json ({error})") from None
 
 
+def claim(path: Path, wanted: dict[str, Any], chosen: dict[str, Any] | None = None) -> None:
+    """Writes what a folder's work was asked for, so that the same words go on with it and others are refused.
+
+    Args:
+        chosen: the part of `wanted` that is not at its default; what the folder's version did not know may be missing
+            elsewhere.
+
+    Raises:
+        ValueError: the folder's work was asked for with something else; names the first setting that differs.
+    """
+    wanted, chosen = (json.loads(json.dumps(asked)) for asked in (wanted, wanted if chosen is None else chosen))
+    if path.exists() and (difference := _difference(read_json(path), wanted, chosen)):
+        raise ValueError(f"{path.parent} holds other work ({difference}); choose another --out or delete it")
+    write_json(path, wanted)
+
+
+def _difference(found: Any, wanted: Any, chosen: Any, path: str = "") -> str:
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return "" if found == wanted else f"{path} was {found}, now {wanted}"
+    for name in wanted:
+        if name in found or name in chosen:
+            place = f"{path}.{name}" if path else name
+            if inner := _difference(found.get(name), wanted[name], chosen.get(name, {}), place):
+                return inner
+    return ""
+
+
 def fingerprint(*parts: Any) -> str:
     """A short content hash (16 hex digits) of json values, text and bytes, in order."""
     digest = hashlib.sha256()

@@ -164,3 +164,17 @@ def test_own_pairs_are_measured_while_training_goes_on(tmp_path, capsys):
     tuned = [*command, "--init", trained["model"], "--out", str(tmp_path / "tuned")]
     assert run(tuned) == 0
     assert json.loads(capsys.readouterr().out)["fingerprint"] != trained["fingerprint"]
+
+
+def test_corpus_build_prints_its_report(tmp_path, capsys):
+    table, out = tmp_path / "table.jsonl", tmp_path / "out"
+    table.write_text("".join(json.dumps({"caption": f"a red thing {n}"}) + "\n" for n in range(9)))
+    (tmp_path / "names.txt").write_text("thing 3\n\nblue thing\n")
+    words = ["--data", str(table), "--out", str(out), "--min-count", "9", "--queries", str(tmp_path / "names.txt")]
+    assert run(["corpus", "build", *words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["queries"] == {"word": 3, "name": 2}
+    assert report["queries_without_match"] == 1
+    assert report["kept"] == 9
+    assert run(["corpus", "build", *words, "--seed", "1"]) == 1
+    assert "config.seed was 0, now 1" in capsys.readouterr().err

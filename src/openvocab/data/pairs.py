@@ -37,11 +37,7 @@ def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
     if config.source == "scenes":
         _refuse_unused("generated scenes", config)
         return open_scenes()
-    names = [config.source] if Path(config.source).exists() else expand_braces(config.source)
-    paths = [Path(name).expanduser() for name in names]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or folder")
+    paths = source_paths(config.source)
     if split := _benchmark_split(paths[0]):
         paths = _benchmark_shards(split)
         config = with_class_files(config, split.parent)
@@ -52,6 +48,20 @@ def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
     if kind == "shards":
         return Shards(paths, config)
     return (open_wit if kind == "a WIT table" else open_tables)(paths, config)
+
+
+def source_paths(source: str) -> list[Path]:
+    """The files or the folder that a name with or without braces stands for.
+
+    Raises:
+        FileNotFoundError: one of them does not exist.
+    """
+    names = [source] if Path(source).exists() else expand_braces(source)
+    paths = [Path(name).expanduser() for name in names]
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+    return paths
 
 
 def _benchmark_split(path: Path) -> Path | None:

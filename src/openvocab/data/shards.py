@@ -191,9 +191,15 @@ class Shards(Pairs):
         return int(text)
 
     def image(self, index: int) -> Image.Image:
+        return picture(self._picture(index), self._keys[index], self.config)
+
+    def content(self, index: int) -> bytes:
+        return self._picture(index).read()
+
+    def _picture(self, index: int) -> FileRange:
         where = self._range(index, IMAGE)
         assert where is not None
-        return picture(where, self._keys[index], self.config)
+        return where
 
     def _range(self, index: int, part: int) -> FileRange | None:
         row = self._places[index]

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -121,6 +122,12 @@ class Pairs(ABC):
     def image(self, index: int) -> Image.Image:
         """The decoded picture; ValueError with one line when it is broken."""
 
+    def content(self, index: int) -> bytes:
+        """The picture as a file holds it; a PNG of one that was never in a file."""
+        file = io.BytesIO()
+        self.image(index).save(file, "PNG")
+        return file.getvalue()
+
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`; ValueError with one line when its picture or captions are broken."""
         if not 0 <= index < len(self):
@@ -161,6 +168,9 @@ class Listed(Pairs):
 
     def image(self, index: int) -> Image.Image:
         return picture(self._pictures[index], self._keys[index], self.config)
+
+    def content(self, index: int) -> bytes:
+        return self._pictures[index].read()
 
 
 def picture(where: FileRange, key: str, config: PairsConfig) -> Image.Image:

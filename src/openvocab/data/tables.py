@@ -139,6 +139,17 @@ def read_lines(path: Path, separator: str | None) -> tuple[list[str], Iterator[t
     return columns, rows()
 
 
+def stream_rows(path: Path, separator: str | None) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+    """The columns of any table and its numbered rows, without holding them; those of a `.jsonl` are its first row's."""
+    if path.suffix == ".jsonl":
+        return list(next(_json_lines(path), (0, {}))[1]), _json_lines(path)
+    if path.suffix != ".parquet":
+        return read_lines(path, "\t" if path.suffix == ".tsv" else separator)
+    _, file = _open_parquet(path)
+    rows = (row for batch in file.iter_batches(batch_size=4096) for row in batch.to_pylist())
+    return file.schema_arrow.names, enumerate(rows)
+
+
 def _open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
@@ -150,7 +161,12 @@ def _read_separated(path: Path, config: PairsConfig) -> tuple[list[str], Iterato
 
 
 def _read_jsonl(path: Path, config: PairsConfig) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    records: list[tuple[int, dict[str, Any]]] = []
+    records = list(_json_lines(path))
+    columns = list(dict.fromkeys(name for _, record in records for name in record))
+    return columns, iter(records)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with _open_text(path) as file:
         for line, text in enumerate(file, 1):
             try:
@@ -158,20 +174,13 @@ def _read_jsonl(path: Path, config: PairsConfig) -> tuple[list[str], Iterator[tu
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}: line {line}: not valid json ({error})") from None
             if isinstance(record, dict):
-                records.append((line, record))
+                yield line, record
             elif record is not None:
                 raise ValueError(f"{path}: line {line}: expected an object")
-    columns = list(dict.fromkeys(name for _, record in records for name in record))
-    return columns, iter(records)
 
 
 def _read_parquet(path: Path, config: PairsConfig) -> tuple[list[Row], PairsConfig]:
-    parquet = require("pyarrow.parquet", "data", f"{path}: reading parquet")
-    arrow = require("pyarrow", "data", f"{path}: reading parquet")
-    try:
-        file = parquet.ParquetFile(path)
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+    arrow, file = _open_parquet(path)
     schema = file.schema_arrow
     image, caption, label = _choose_columns(path, schema.names, config)
 
@@ -185,6 +194,16 @@ def _read_parquet(path: Path, config: PairsConfig) -> tuple[list[Row], PairsConf
     columns = zip(pictures, column(caption), column(label))
     rows = [Row(f"{path.stem}-{i}", p, caption_texts(c), value) for i, (p, c, value) in enumerate(columns)]
     return rows, config
+
+
+def _open_parquet(path: Path) -> tuple[Any, Any]:
+    """The arrow library, and the file."""
+    parquet = require("pyarrow.parquet", "data", f"{path}: reading parquet")
+    arrow = require("pyarrow", "data", f"{path}: reading parquet")
+    try:
+        return arrow, parquet.ParquetFile(path)
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
 
 
 def _spool_column(path: Path, file: Any, image: str) -> list[FileRange | str | None]:

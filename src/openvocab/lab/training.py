@@ -85,22 +85,4 @@ def check_folder(out: Path, recipe: Recipe[Any]) -> None:
     Raises:
         ValueError: the folder holds a run of another recipe; names the first setting that differs.
     """
-    path = out / "recipe.json"
-    wanted = config.to_dict(recipe)
-    if path.exists():
-        found = storage.read_json(path)
-        if difference := _difference(found, wanted, config.to_dict(recipe, defaults=False)):
-            raise ValueError(f"{out} holds another run ({difference}); choose another --out or delete it")
-    storage.write_json(path, wanted)
-
-
-def _difference(found: Any, wanted: Any, chosen: Any, path: str = "") -> str:
-    """The first setting that differs; one that the run's version did not know must be at its default."""
-    if not isinstance(found, dict) or not isinstance(wanted, dict):
-        return "" if found == wanted else f"{path} was {found}, now {wanted}"
-    for name in wanted:
-        if name in found or name in chosen:
-            place = f"{path}.{name}" if path else name
-            if inner := _difference(found.get(name), wanted[name], chosen.get(name, {}), place):
-                return inner
-    return ""
+    storage.claim(out / "recipe.json", config.to_dict(recipe), config.to_dict(recipe, defaults=False))
