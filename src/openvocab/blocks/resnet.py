@@ -32,6 +32,8 @@ class ResNetConfig:
     stem_stride: Literal[1, 2, 4] = 4
     """4: three convolutions and an average pool, as published; 1 or 2: one 3x3 convolution, for small pictures."""
     pool: Literal["attention", "mean"] = "attention"
+    projection: Literal["linear", "mlp"] = "linear"
+    """`linear` has a bias where it is the attention pool's output layer."""
 
     def __post_init__(self) -> None:
         if not self.layers or min(self.layers) < 1:
@@ -173,7 +175,8 @@ class ResNet(nn.Module):
                 in_channels = channels * kind.expansion
             self.stages.append(blocks)
         self.pool = MeanQueryPool(config.dim, config.heads, config.grid) if config.pool == "attention" else None
-        self.projection = projection("affine" if self.pool else "linear", config.dim, embed_dim)
+        linear = "affine" if self.pool else "linear"
+        self.projection = projection("mlp" if config.projection == "mlp" else linear, config.dim, embed_dim)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.4 to 1.9 times faster on a CPU, and what tensor cores want
 
     def forward(

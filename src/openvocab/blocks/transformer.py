@@ -205,8 +205,9 @@ def initialize_blocks(blocks: Transformer, dim: int) -> None:
         normal_(block.mlp.down.weight, std=residual)  # type: ignore[union-attr]
 
 
-Projection = Literal["linear", "affine", "none"]
-"""From a tower to the shared space: a matrix, a matrix with a bias, or nothing (dim is embed_dim)."""
+Projection = Literal["linear", "affine", "none", "mlp"]
+"""From a tower to the shared space: a matrix, a matrix with a bias, nothing (dim is embed_dim), or ConVIRT's network
+with one hidden layer of the tower's width (arXiv 2010.00747)."""
 
 
 def projection(kind: Projection, dim: int, embed_dim: int) -> nn.Module:
@@ -215,6 +216,8 @@ def projection(kind: Projection, dim: int, embed_dim: int) -> nn.Module:
         if dim != embed_dim:
             raise ValueError(f"projection 'none' needs dim {dim} to equal embed_dim {embed_dim}")
         return nn.Identity()
+    if kind == "mlp":
+        return nn.Sequential(projection("affine", dim, dim), nn.ReLU(), projection("affine", dim, embed_dim))
     layer = nn.Linear(dim, embed_dim, bias=kind == "affine")
     normal_(layer.weight, std=dim**-0.5)
     if layer.bias is not None:

@@ -1,11 +1,12 @@
 """What systems that learn from pictures with captions share: the data of a run, its batches, its tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from openvocab.blocks.resnet import ResNetConfig
 from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
@@ -14,10 +15,12 @@ from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, Strong
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.pairs import open_pairs
+from openvocab.data.radiographs import open_radiographs
 from openvocab.data.scenes import TEST_SEED, HardNegatives, open_scenes
 from openvocab.data.source import Pairs, PairsConfig
+from openvocab.shapes import Tokens
 from openvocab.train import distributed
-from openvocab.train.config import GroupConfig, OptimConfig
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.world.caption import CaptionConfig
 from openvocab.world.scene import WorldConfig
 
@@ -69,6 +72,8 @@ def open_data(data: DataConfig, image_size: int, seed: int) -> Pairs:
         )
     if data.hard_negatives != "none":
         raise ValueError(f"{data.pairs.source}: data.hard_negatives need generated scenes, whose captions are parsed")
+    if data.pairs.source == "radiographs":
+        return open_radiographs(data.num_scenes, seed=seed, size_px=image_size)
     pairs = open_pairs(data.pairs)
     alpha = isinstance(data.augment, StrongConfig)
     return in_memory(pairs, image_size, alpha=alpha) if data.in_memory else pairs
@@ -79,6 +84,8 @@ def open_test(pairs: PairsConfig) -> Pairs:
 
     No training has drawn a scene of these streams, and no two streams share one.
     """
+    if pairs.source == "radiographs":
+        return open_radiographs(1000, seed=TEST_SEED)
     if pairs.source.split(":")[0] != "scenes" or Path(pairs.source).exists():
         return open_pairs(pairs)
     numbers = pairs.source.split(":")[1:]
@@ -92,14 +99,14 @@ def learn_tokenizer(data: DataConfig, pairs: Pairs, vocabulary_size: int, contex
     """CLIP's own, or one learnt from the captions; a small corpus may fill less of the vocabulary than is asked for."""
     if data.tokenizer == "clip":
         return CLIPTokenizer()
-    return train_tokenizer(_texts(pairs), vocabulary_size, context_length)
+    return train_tokenizer(captions_of(pairs), vocabulary_size, context_length)
 
 
 def batches(
     data: DataConfig,
     pairs: Pairs,
     pixels: PreprocessConfig,
-    tokenizer: Tokenizer,
+    tokenizer: Callable[..., Tokens],
     *,
     context_length: int,
     seed: int,
@@ -143,7 +150,7 @@ def origin(data: DataConfig, pairs: Pairs) -> dict[str, Any]:
 def words(pairs: Pairs, limit: int = 50_000) -> list[str] | None:
     """The words of the captions, alphabetically; None above `limit`, where a list no longer says anything."""
     seen: set[str] = set()
-    for text in _texts(pairs):
+    for text in captions_of(pairs):
         seen.update(words_of(text))
         if len(seen) > limit:
             return None
@@ -156,7 +163,29 @@ def convolutions(optim: OptimConfig) -> GroupConfig:
     return GroupConfig(name="convolutions", prefixes=("image.stages.",), min_axes=4, optim=muon)
 
 
-def _texts(pairs: Pairs) -> Sequence[str]:
+def scene_tower(size: str) -> ResNetConfig:
+    """The image tower of `tiny` and `small`, for pictures of 32 pixels."""
+    channels = {"tiny": 8, "small": 48}[size]
+    return ResNetConfig(
+        image_size=32, layers=(1, 1), channels=channels, heads=0, block="basic", stem_stride=4, pool="mean"
+    )
+
+
+def usual_run(size: str, source: str) -> dict[str, Any]:
+    """Data, optimiser and length of `tiny` and `small` trainings: what a `Recipe` holds besides its model."""
+    optim, tiny = OptimConfig(lr=4e-3, weight_decay=1.0, schedule="linear"), size == "tiny"
+    data = DataConfig(
+        pairs=PairsConfig(source=source),
+        batch_size=32 if tiny else 64,
+        num_scenes=500 if tiny else 20_000,
+        world=WorldConfig(colour_jitter=0.2),
+    )
+    fit = FitConfig(steps=30 if tiny else 2000, checkpoint_every_steps=200)
+    return {"data": data, "optim": optim, "fit": fit, "groups": (convolutions(optim), GroupConfig())}
+
+
+def captions_of(pairs: Pairs) -> Sequence[str]:
+    """All captions; those held in memory once each."""
     if isinstance(pairs, InMemory):
         return pairs.texts
     return [text for index in range(len(pairs)) for text in pairs.captions(index)]

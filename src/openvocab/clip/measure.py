@@ -3,15 +3,18 @@
 Pictures that cannot be read are left out and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from openvocab.clip.engine import embed_images, embed_texts
+from openvocab.clip.engine import embed_images, embed_texts, evaluating, read_pixels
 from openvocab.clip.model import CLIP
+from openvocab.clip.preprocess import normalize
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.decode import to_rgb
 from openvocab.data.source import Pairs
@@ -19,6 +22,8 @@ from openvocab.metrics.classify import mean_per_class_recall, top_k_credits
 from openvocab.metrics.retrieve import RECALLS, retrieval_ranks, summarize_ranks
 from openvocab.progress import track
 from openvocab.shapes import Embeds
+
+Encode = Callable[[list[Image.Image]], Embeds]
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,25 @@ def embed_labelled(clip: CLIP, pairs: Pairs, projected: bool = True) -> Labelled
     Raises:
         ValueError: no picture has a class, or the classes have no names.
     """
+    return _labelled(partial(embed_images, clip, projected=projected), pairs)
+
+
+def pool_labelled(model: nn.Module, pairs: Pairs) -> Labelled:
+    """What the `image` tower of any model with `preprocessing` pools, before its projection; raises as above."""
+
+    def pool(pictures: list[Image.Image]) -> Float[Tensor, "image feature"]:
+        with evaluating(model):
+            pixels = torch.cat(list(read_pixels(pictures, model.preprocessing)))  # type: ignore[arg-type]
+            return model.image(normalize(pixels, model.preprocessing), tokens=False).pooled  # type: ignore[operator]
+
+    return _labelled(pool, pairs)
+
+
+def _labelled(encode: Encode, pairs: Pairs) -> Labelled:
     labelled = [index for index in range(len(pairs)) if pairs.label(index) is not None]
     if not labelled or not pairs.classnames:
         raise ValueError(f"{pairs.source}: has no classes for this task; --task retrieval needs captions only")
-    rows, features = _embed(clip, pairs, labelled, projected=projected)
+    rows, features = _embed(encode, pairs, labelled)
     return Labelled(features, torch.tensor([pairs.label(index) for index in rows]), len(labelled) - len(rows))
 
 
@@ -71,7 +91,7 @@ def retrieve(clip: CLIP, pairs: Pairs) -> Measured:
 
     Captions longer than the model's context are cut, and counted under `truncated`.
     """
-    rows, embeds = _embed(clip, pairs, range(len(pairs)))
+    rows, embeds = _embed(partial(embed_images, clip), pairs, range(len(pairs)))
     captions = [(place, text) for place, index in enumerate(rows) for text in pairs.captions(index)]
     said = [text for _, text in captions]
     texts = embed_texts(clip, said, truncate=True)
@@ -83,9 +103,7 @@ def retrieve(clip: CLIP, pairs: Pairs) -> Measured:
     return Measured(summarize_ranks(*ranks) | {name: float(count) for name, count in counts.items()}, hits)
 
 
-def _embed(
-    clip: CLIP, pairs: Pairs, wanted: Sequence[int], chunk: int = 256, projected: bool = True
-) -> tuple[list[int], Embeds]:
+def _embed(encode: Encode, pairs: Pairs, wanted: Sequence[int], chunk: int = 256) -> tuple[list[int], Embeds]:
     """Which samples could be read, and a row for each."""
     rows: list[int] = []
     embeds = []
@@ -97,5 +115,5 @@ def _embed(
                 rows.append(index)
             except ValueError:
                 continue
-        embeds.append(embed_images(clip, pictures, projected=projected))
+        embeds.append(encode(pictures))
     return rows, torch.cat(embeds)

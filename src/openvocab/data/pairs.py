@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from openvocab.data.folders import open_folder
+from openvocab.data.radiographs import open_radiographs
 from openvocab.data.scenes import open_scenes
 from openvocab.data.shards import Shards, expand_braces
 from openvocab.data.source import Pairs, PairsConfig, with_class_files
@@ -14,6 +15,7 @@ from openvocab.data.wit import is_wit, open_wit
 _FILES = {"captioned", "exif", "max_pixels"}
 _USED = {
     "generated scenes": set(),
+    "generated radiographs": set(),
     "a folder": _FILES | {"caption_key", "classnames", "templates"},
     "shards": _FILES | {"image_key", "caption_key", "label_key", "classnames", "templates"},
     "a WIT table": _FILES | {"image_key", "caption_key", "image_root", "language", "download"},
@@ -22,11 +24,11 @@ _USED = {
 
 
 def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
-    """Opens pictures with captions: a folder, `.csv`/`.tsv`/`.jsonl`/`.parquet`, `.tar` shards, or `scenes`.
+    """Opens pictures with captions: a folder, `.csv`/`.tsv`/`.jsonl`/`.parquet`, `.tar` shards, or a generated world.
 
-    Several shards or tables are named by braces (`train-{000..012}.tar`, `{a,b}.csv`). A folder as CLIP_benchmark lays
-    it out opens its `test` split, or the split's own folder that is named. The settings are the fields of
-    `PairsConfig`.
+    The worlds are `scenes` and `radiographs`. Several shards or tables are named by braces (`train-{000..012}.tar`,
+    `{a,b}.csv`). A folder as CLIP_benchmark lays it out opens its `test` split, or the split's own folder that is
+    named. The settings are the fields of `PairsConfig`.
 
     Raises:
         ValueError: what is wrong with the source or a setting, in one line.
@@ -37,6 +39,9 @@ def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
     if config.source == "scenes":
         _refuse_unused("generated scenes", config)
         return open_scenes()
+    if config.source == "radiographs":
+        _refuse_unused("generated radiographs", config)
+        return open_radiographs()
     paths = source_paths(config.source)
     if split := _benchmark_split(paths[0]):
         paths = _benchmark_shards(split)

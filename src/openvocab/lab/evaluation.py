@@ -11,7 +11,7 @@ from openvocab import loading, storage
 from openvocab.adapt.probe import fit_probe, search_probe
 from openvocab.clip import measure
 from openvocab.clip.learning import open_test
-from openvocab.clip.measure import Measured, embed_labelled
+from openvocab.clip.measure import Labelled, Measured, embed_labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.trust import fit_calibration
@@ -98,8 +98,13 @@ def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> Measur
     A fifth of the training pictures of each class chooses C; the probe is then fitted on all of them and asked once.
     """
     fit, asked = (embed_labelled(clip, pairs, projected=False) for pairs in (train, test))
+    return probe_features(fit, asked, len(test.classnames), seed)
+
+
+def probe_features(fit: Labelled, asked: Labelled, num_labels: int, seed: int = 0) -> Measured:
+    """The same on features of any model."""
     order = torch.randperm(len(fit.labels), generator=torch.Generator().manual_seed(seed))
-    features, labels, num_labels = fit.features[order], fit.labels[order], len(test.classnames)
+    features, labels = fit.features[order], fit.labels[order]
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         rows = (labels == label).nonzero().flatten()

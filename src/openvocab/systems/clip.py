@@ -31,6 +31,8 @@ from openvocab.clip.learning import (
     open_data,
     open_test,
     origin,
+    scene_tower,
+    usual_run,
 )
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.objectives import contrastive_loss, sigmoid_loss
@@ -43,24 +45,19 @@ from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
-from openvocab.world.scene import WorldConfig
 
 LOG_SCALE_MAX = 4.6052
 
 
 SIZES = {
     "tiny": CLIPConfig(
-        image=ResNetConfig(
-            image_size=32, layers=(1, 1), channels=8, heads=0, block="basic", stem_stride=4, pool="mean"
-        ),
+        image=scene_tower("tiny"),
         text=TextConfig(vocabulary_size=320, context_length=40, dim=32, layers=1, heads=2, mlp_dim=64, end_id=319),
         embed_dim=32,
         preprocess=PIXELS,
     ),
     "small": CLIPConfig(
-        image=ResNetConfig(
-            image_size=32, layers=(1, 1), channels=48, heads=0, block="basic", stem_stride=4, pool="mean"
-        ),
+        image=scene_tower("small"),
         text=TextConfig(vocabulary_size=512, context_length=40, dim=64, layers=1, heads=4, mlp_dim=256, end_id=511),
         embed_dim=64,
         preprocess=PIXELS,
@@ -142,19 +139,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
             fit=FitConfig(steps=5000, ema_decay=0.998),
             groups=(convolutions(optim), GroupConfig()),
         )
-    tiny = size == "tiny"
-    return Recipe(
-        model=SIZES[size],
-        data=DataConfig(
-            pairs=pairs,
-            batch_size=32 if tiny else 64,
-            num_scenes=500 if tiny else 20_000,
-            world=WorldConfig(colour_jitter=0.2),
-        ),
-        optim=optim,
-        fit=FitConfig(steps=30 if tiny else 2000, checkpoint_every_steps=200),
-        groups=(convolutions(optim), GroupConfig()),
-    )
+    return Recipe(model=SIZES[size], **usual_run(size, source))
 
 
 def prepare(
