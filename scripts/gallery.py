@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from openvocab.storage import atomic_path
 from openvocab.world.render import render, truth
 from openvocab.world.scene import WorldConfig, class_scenes, draw_scenes, rich_world
+from openvocab.world.skills import SKILLS, questions
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
 GAP = 4
@@ -25,6 +26,22 @@ def sheet(pictures: np.ndarray, columns: int, zoom: int = 1) -> Image.Image:
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
+def skills(columns: int = 8, title_px: int = 120) -> Image.Image:
+    """A row for each skill: its name, and pictures from all over it, twins beside each other."""
+    rows = []
+    for name in SKILLS:
+        asked = questions(name)
+        first = np.linspace(0, len(asked.scenes) - 2, columns // 2).astype(int) // 2 * 2
+        rows.append(render(asked.scenes[np.stack([first, first + 1], 1).ravel()], 64))
+    pictures = sheet(np.concatenate(rows), columns)
+    page = Image.new("RGB", (pictures.width + title_px, pictures.height), "white")
+    page.paste(pictures, (title_px, 0))
+    draw = ImageDraw.Draw(page)
+    for number, name in enumerate(SKILLS):
+        draw.text((GAP, GAP + number * (64 + GAP) + 20), name, fill="black", font_size=18)
+    return page.quantize(256)
+
+
 def save(name: str, image: Image.Image) -> None:
     GALLERY.mkdir(parents=True, exist_ok=True)
     with atomic_path(GALLERY / name) as path:
@@ -34,6 +51,7 @@ def save(name: str, image: Image.Image) -> None:
 
 def main() -> None:
     save("classes.png", sheet(render(class_scenes(np.arange(64), WorldConfig(), seed=3), 48), 8))
+    save("skills.png", skills())
     scenes = draw_scenes(48, rich_world(), seed=4)
     save("world.png", sheet(render(scenes, 64), 12))
     masks = truth(scenes[:12], 64).masks

@@ -84,18 +84,19 @@ def train(
 @app.command("eval")
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or a model.")],
-    data: Data,
-    task: Annotated[str, typer.Option(help="zeroshot, retrieval, probe, fewshot or calibration.")] = "zeroshot",
+    data: Annotated[str | None, typer.Option("--data", help="A folder, table, tar shards, or scenes.")] = None,
+    task: Annotated[str, typer.Option(help="zeroshot, retrieval, skills, probe, fewshot or calibration.")] = "zeroshot",
     templates: Templates = "generic",
     train: Annotated[str | None, typer.Option(help="Labelled pictures for tasks that fit something.")] = None,
     against: Annotated[str | None, typer.Option(help="Another model, compared on the same rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for result.json, result.csv and report.html.")] = None,
+    export: Annotated[Path | None, typer.Option(help="A folder for the pictures of --task skills.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures a model on data: zero-shot, retrieval, linear probe, few-shot methods, calibration."""
+    """Measures a model on data: zero-shot, retrieval, skills, linear probe, few-shot methods, calibration."""
     from openvocab.lab.evaluation import evaluate_source
 
-    result = evaluate_source(source, data, task, templates, train, against, out)
+    result = evaluate_source(source, data, task, templates, train, against, out, export)
     figures = dict(result["metrics"])
     for name, (low, high) in result["intervals"].items():
         figures[name] = f"{figures[name]:.4f}  ({low:.4f} to {high:.4f})"

@@ -52,6 +52,8 @@ class CBOWConfig:
     dim: int = 512
     skip_ids: tuple[int, ...] = (0, 49406, 49407)
     """Ids that are no words: padding, start, end."""
+    neighbours: bool = False
+    """Joins each word to the one before it, so that a colour belongs to its shape."""
     projection: Projection = "linear"
 
 
@@ -162,7 +164,11 @@ class TextTransformer(nn.Module):
 
 
 class CBOW(nn.Module):
-    """The mean of the words' vectors (continuous bag of words, arXiv 1301.3781); order is lost on purpose."""
+    """The mean of the words' vectors (continuous bag of words, arXiv 1301.3781); order is lost on purpose.
+
+    With `neighbours`, the mean over t of x_t + A x_{t-1} * B x_t, element by element: as a function of one word times a
+    function of the other it holds for pairs of words that were never read together.
+    """
 
     def __init__(self, config: CBOWConfig, embed_dim: int):
         super().__init__()
@@ -170,6 +176,10 @@ class CBOW(nn.Module):
         self.embedding = nn.Embedding.from_pretrained(torch.empty(config.vocabulary_size, config.dim), freeze=False)
         self.projection = projection(config.projection, config.dim, embed_dim)
         normal_(self.embedding.weight, std=0.02)
+        if config.neighbours:
+            self.before = nn.Linear(config.dim, config.dim, bias=False)
+            self.here = nn.Linear(config.dim, config.dim)
+            normal_(self.embedding.weight, std=0.5)  # products of two stay small beside sums, and are not lost
 
     def forward(self, ids: Tokens, *, tokens: bool = True) -> TextFeatures:
         """A row without words gives zeros."""
@@ -177,5 +187,8 @@ class CBOW(nn.Module):
         for skipped in self.config.skip_ids:
             words &= ids != skipped
         embeds = self.embedding(ids) * words.unsqueeze(-1)
+        if self.config.neighbours:
+            previous = nn.functional.pad(embeds[:, :-1], (0, 0, 1, 0))
+            embeds = embeds + self.before(previous) * self.here(embeds) * words.unsqueeze(-1)
         pooled = embeds.sum(dim=1) / words.sum(dim=1, keepdim=True).clamp(min=1)
         return TextFeatures(pooled, embeds if tokens else embeds[:, :0])

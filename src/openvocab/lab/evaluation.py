@@ -19,53 +19,64 @@ from openvocab.clip.vocabulary import vocabulary
 from openvocab.config import to_dict
 from openvocab.data.memory import InMemory
 from openvocab.data.source import Pairs, PairsConfig
-from openvocab.lab import evaluation_report
+from openvocab.lab import evaluation_report, skills
 from openvocab.lab.few_shot import SHOTS, few_shot_table
 from openvocab.metrics.calibration import reliability
 from openvocab.metrics.compare import paired_bootstrap
 from openvocab.metrics.interval import wilson
 from openvocab.progress import note
 
-TASKS = ("zeroshot", "retrieval", "probe", "fewshot", "calibration")
-FITTED = TASKS[2:]
+TASKS = ("zeroshot", "retrieval", "skills", "probe", "fewshot", "calibration")
+FITTED = TASKS[3:]
 """Tasks that fit something on labelled pictures of their own."""
 
 
 def evaluate_source(
     source: str,
-    data: str,
+    data: str | None,
     task: str,
     templates: str = "generic",
     train: str | None = None,
     against: str | None = None,
     out: Path | None = None,
+    export: Path | None = None,
 ) -> dict[str, Any]:
     """Measures a model, or the model of a run's folder.
 
     The result holds `metrics`, and `intervals` (Wilson, 95 %) of those that are shares of pictures or texts.
 
     Args:
+        data: pairs to measure on; None for the task `skills`, which brings its own.
         train: labelled pictures that the tasks `probe`, `fewshot` and `calibration` fit on; the classes of `data`.
         against: another model; `against` in the result holds this model's gain over it on the same rows.
         out: a folder for `result.json`, `result.csv` and `report.html`, and `calibration.json` where one was fitted;
             what stands there for the same question is returned without work.
+        export: a folder for the pictures and sentences of the task `skills`, as CLIP_benchmark reads them.
 
     Raises:
-        ValueError: an unknown task, one that fits without `train`, or `train` with other classes or the same pictures.
+        ValueError: an unknown task, one without what it needs or with what it does not read, or `train` with other
+            classes or the same pictures.
     """
     if task not in TASKS:
         raise ValueError(f"task {task!r}: expected one of {', '.join(TASKS)}")
+    if (data is None) != (task == "skills"):
+        raise ValueError("--task skills has its own pictures, not --data" if data else f"--task {task} needs --data")
+    if export and task != "skills":
+        raise ValueError(f"--export writes the pictures of --task skills, not of {task}")
     clip, prompts = open_model(source), read_templates(templates)
     other = open_model(against) if against else None
-    pairs = open_test(PairsConfig(source=data))
-    fit = _open_train(train, task, pairs) if task in FITTED else None
+    pairs = open_test(PairsConfig(source=data)) if data else None
+    fit = _open_train(train, task, pairs) if task in FITTED and pairs else None
+    mark = pairs.fingerprint if pairs else storage.fingerprint(skills.PRINTS)
     asked = {
         "model": _about(clip),
-        "data": {"source": data, "fingerprint": pairs.fingerprint, "train": fit.fingerprint if fit else None},
+        "data": {"source": data or task, "fingerprint": mark, "train": fit.fingerprint if fit else None},
         "task": task,
         "templates": list(prompts),
         "against_model": _about(other) if other else None,
     }
+    if export:
+        skills.export(export)
     if out and (out / "result.json").exists():
         found = storage.read_json(out / "result.json")
         if {name: found.get(name) for name in asked} == asked:
@@ -182,9 +193,12 @@ def open_model(source: str) -> CLIP:
 
 
 def _measure(
-    clip: CLIP, task: str, test: Pairs, train: Pairs | None, templates: tuple[str, ...]
+    clip: CLIP, task: str, test: Pairs | None, train: Pairs | None, templates: tuple[str, ...]
 ) -> tuple[Measured, dict[str, Any]]:
     """What a task finds, and what it has besides figures."""
+    if task == "skills":
+        return skills.measure_skills(clip)
+    assert test is not None
     if task == "zeroshot":
         return measure.zero_shot(clip, test, templates), {}
     if task == "retrieval":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openvocab import storage
-from openvocab.lab import report
+from openvocab.lab import report, skills
 
 DIAGONAL = ((0, 0), (1, 1))
 FEW_SHOT = "Mean over seeds; in brackets the 95 % interval of the gain over zero-shot on the same pictures, in points."
@@ -27,13 +27,10 @@ def write(out: Path, result: dict[str, Any]) -> None:
 def _sections(result: dict[str, Any], rows: list[list[Any]]) -> list[report.Section]:
     if "table" in result:
         return [report.Section("Few-shot", FEW_SHOT, _few_shot(result["table"]))]
+    if "skills" in result:
+        return [*_gains(result), *skills.sections(result)]
     shares = "With the 95 % interval of those that are shares of pictures or texts."
-    sections = [report.Section("Figures", shares, report.table(COLUMNS, rows))]
-    if "against" in result:
-        gains = [[name, *found.values()] for name, found in result["against"].items()]
-        table = report.table(("figure", "gain", "low", "high", "p"), gains)
-        title = f"Gain over {result['against_model']['name']}"
-        sections.append(report.Section(title, "On the same rows; interval and p by a paired bootstrap.", table))
+    sections = [report.Section("Figures", shares, report.table(COLUMNS, rows)), *_gains(result)]
     if "reliability" in result:
         plots = [
             report.curve([tuple(place) for place in bins], f"confidence, {name} calibration", "accuracy", DIAGONAL)
@@ -42,6 +39,16 @@ def _sections(result: dict[str, Any], rows: list[list[Any]]) -> list[report.Sect
         honest = "Accuracy of the answers of each bin of confidence; honest probabilities lie on the diagonal."
         sections.append(report.Section("Reliability", honest, f'<div class="pair">{"".join(plots)}</div>'))
     return sections
+
+
+def _gains(result: dict[str, Any]) -> list[report.Section]:
+    """What another model was beaten by, where there was one."""
+    if "against" not in result:
+        return []
+    gains = [[name, *found.values()] for name, found in result["against"].items()]
+    table = report.table(("figure", "gain", "low", "high", "p"), gains)
+    title = f"Gain over {result['against_model']['name']}"
+    return [report.Section(title, "On the same rows; interval and p by a paired bootstrap.", table)]
 
 
 def _few_shot(table: list[dict[str, Any]]) -> str:
