@@ -99,3 +99,17 @@ def test_a_bag_of_words_is_the_mean_of_its_words_in_any_order():
     torch.testing.assert_close(features.pooled[0], features.pooled[1])
     assert not features.pooled[2].any()
     assert model.projection(features.pooled).shape == (3, 8)
+
+
+def test_neighbours_join_each_word_to_the_one_before_it():
+    config = CBOWConfig(vocabulary_size=50, context_length=8, dim=16, skip_ids=(0, 48, 49), neighbours=True)
+    model = CBOW(config, 8)
+    ids = torch.tensor([[48, 5, 9, 49, 0]])
+    first, second = model.embedding.weight[5], model.embedding.weight[9]
+    here_first, here_second = model.here(first), model.here(second)
+    product = model.before.weight @ first * here_second
+    assert torch.allclose(model(ids).pooled[0], (first + second + product) / 2, atol=1e-5)
+    swapped = model(torch.tensor([[48, 9, 5, 49, 0]])).pooled[0]
+    assert torch.allclose(swapped, (first + second + model.before.weight @ second * here_first) / 2, atol=1e-5)
+    assert not torch.allclose(swapped, model(ids).pooled[0])
+    assert torch.allclose(model(torch.tensor([[48, 5, 9, 49, 0, 0]])).pooled, model(ids).pooled, atol=1e-6)
