@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 Json = Annotated[bool, typer.Option("--json", help="One json object on stdout and nothing else there.")]
 Model = Annotated[str | None, typer.Option("--model", help="demo, a folder or file, or hf:owner/name.")]
 Data = Annotated[str, typer.Option("--data", help="A folder, table, tar shards, or scenes.")]
-Labels = Annotated[str, typer.Option("--labels", help="Names separated by commas, or a file with one a line.")]
+Labels = Annotated[str, typer.Option("--labels", help="Names separated by commas, a file of them, a head of adapt.")]
 Templates = Annotated[str, typer.Option("--templates", help="A named set, one with {}, or a file of them.")]
 
 
@@ -136,12 +136,16 @@ def classify(
     """Names pictures with your own words."""
     source = _model(model)
     from openvocab import loading
+    from openvocab.adapt import classifier
     from openvocab.clip.trust import read_calibration
     from openvocab.clip.zeroshot import classify_files
 
     fitted = read_calibration(calibration) if calibration else None
     clip = loading.load(source)
-    words = clip.vocabulary(labels if Path(labels).is_file() else labels.split(","), templates)
+    if (Path(labels) / classifier.RECORD).is_file():
+        words = classifier.load(labels)
+    else:
+        words = clip.vocabulary(labels if Path(labels).is_file() else labels.split(","), templates)
     if out is not None:
         table = classify_files(
             clip, pictures[0] if len(pictures) == 1 else pictures, words, out, k=top, calibration=fitted

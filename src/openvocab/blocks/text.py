@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openvocab.blocks.transformer import (
@@ -106,13 +106,9 @@ class TextTransformer(nn.Module):
         Args:
             tokens: per-token features are wanted; without them the last block is computed for one token a row.
         """
-        ended = None
-        if self.config.pool == "last":
-            end = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
-        else:
-            is_end = ids == self.config.end_id
-            end = is_end.to(torch.uint8).argmax(dim=1)
-            ended = is_end.gather(1, end.unsqueeze(1))
+        end, ended = self.ends(ids), None
+        if self.config.pool == "end":
+            ended = ids.gather(1, end.unsqueeze(1)) == self.config.end_id
             if ids.device.type == "cpu" and not ended.all():
                 row = int(ended.squeeze(1).to(torch.uint8).argmin())
                 raise ValueError(f"row {row} of the token ids lacks the end id {self.config.end_id}: use the tokenizer")
@@ -121,6 +117,12 @@ class TextTransformer(nn.Module):
         if ended is not None and ids.device.type != "cpu":
             return replace(features, pooled=features.pooled.masked_fill(~ended, float("nan")))
         return features
+
+    def ends(self, ids: Tokens) -> Int[Tensor, " text"]:
+        """The position that each row is read at: its first end id, or the last one."""
+        if self.config.pool == "last":
+            return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+        return (ids == self.config.end_id).to(torch.uint8).argmax(dim=1)
 
     def from_embeddings(
         self,
@@ -183,12 +185,22 @@ class CBOW(nn.Module):
 
     def forward(self, ids: Tokens, *, tokens: bool = True) -> TextFeatures:
         """A row without words gives zeros."""
+        features = self.from_embeddings(self.embedding(ids), self.words(ids))
+        return features if tokens else replace(features, tokens=features.tokens[:, :0])
+
+    def words(self, ids: Tokens) -> Bool[Tensor, "text token"]:
+        """Which ids count."""
         words = torch.ones_like(ids, dtype=torch.bool)
         for skipped in self.config.skip_ids:
             words &= ids != skipped
-        embeds = self.embedding(ids) * words.unsqueeze(-1)
+        return words
+
+    def from_embeddings(
+        self, embeds: Float[Tensor, "text token dim"], words: Bool[Tensor, "text token"]
+    ) -> TextFeatures:
+        """The tower above its word vectors, of which `words` count."""
+        embeds = embeds * words.unsqueeze(-1)
         if self.config.neighbours:
             previous = nn.functional.pad(embeds[:, :-1], (0, 0, 1, 0))
             embeds = embeds + self.before(previous) * self.here(embeds) * words.unsqueeze(-1)
-        pooled = embeds.sum(dim=1) / words.sum(dim=1, keepdim=True).clamp(min=1)
-        return TextFeatures(pooled, embeds if tokens else embeds[:, :0])
+        return TextFeatures(embeds.sum(dim=1) / words.sum(dim=1, keepdim=True).clamp(min=1), embeds)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -19,7 +19,7 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.trust import Calibration
 from openvocab.clip.vocabulary import Labels, Vocabulary, vocabulary
 from openvocab.data.extras import require
-from openvocab.shapes import ImageEmbeds
+from openvocab.shapes import ImageEmbeds, Logits
 
 _CHUNK = 4096
 
@@ -29,7 +29,7 @@ class Classification:
     """How well each label fits each picture.
 
     Fields:
-        scores: cosines.
+        scores: cosines; of a fitted classifier its logits divided by the scale.
         probabilities: over the labels, from a softmax; or of each label for itself, from sigmoids. `kind` says which.
             With a calibration always a softmax, at its temperature.
         model: its name, fingerprint, and what it was trained on (`trained_on`, without the words).
@@ -56,6 +56,20 @@ class Classification:
         ]
 
 
+@runtime_checkable
+class Fitted(Protocol):
+    """A classifier that was fitted to labelled pictures of this model, as `openvocab adapt` leaves it."""
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def logits(self, image_embeds: ImageEmbeds) -> Logits: ...
+
+
 @dataclass(frozen=True)
 class ClassifiedFiles:
     """A table that was written: where, how many pictures it holds, and which could not be read, with the reasons."""
@@ -68,7 +82,7 @@ class ClassifiedFiles:
 def classify(
     clip: CLIP,
     pictures: Picture | Sequence[Picture],
-    labels: Vocabulary | Labels,
+    labels: Vocabulary | Fitted | Labels,
     *,
     calibration: Calibration | None = None,
     none_of_these: bool = False,
@@ -84,7 +98,7 @@ def classify(
     """
     if none_of_these and calibration is None:
         raise ValueError(f"none_of_these needs a fitted calibration, and model {clip.name!r} was given none")
-    if not isinstance(labels, Vocabulary):
+    if not isinstance(labels, (Vocabulary, Fitted)):
         labels = vocabulary(clip, labels)
     _check_same_model(clip, labels, calibration)
     found = classify_embeds(clip, embed_images(clip, pictures), labels, calibration)
@@ -100,32 +114,37 @@ def score(clip: CLIP, picture: Picture, texts: str | Sequence[str]) -> Classific
 
 
 def classify_embeds(
-    clip: CLIP, image_embeds: ImageEmbeds, labels: Vocabulary, calibration: Calibration | None = None
+    clip: CLIP, image_embeds: ImageEmbeds, labels: Vocabulary | Fitted, calibration: Calibration | None = None
 ) -> Classification:
     """`classify` for pictures that are embedded already, by this model.
 
     With cosines c, scale s = exp(logit_scale) and bias b: softmax(s c) over labels, or sigmoid(s c + b) for each;
-    calibrated softmax(s c / temperature).
+    calibrated softmax(s c / temperature). A fitted classifier gives the logits s c of a softmax.
     """
     _check_same_model(clip, labels, calibration)
-    scores = image_embeds.float() @ labels.embeds.T
-    logits = scores * clip.scale().detach().float().cpu()
-    sets = None
+    scale = clip.scale().detach().float().cpu()
+    if isinstance(labels, Vocabulary):
+        bias, unseen = clip.logit_bias, labels.unseen_words
+        scores = image_embeds.float() @ labels.embeds.T
+    else:
+        bias, unseen = None, {}
+        scores = labels.logits(image_embeds.float()) / scale
+    logits, sets = scores * scale, None
     if calibration is not None:
         kind, probabilities, sets = "softmax", calibration.probabilities(logits), calibration.sets(logits)
-    elif clip.logit_bias is None:
+    elif bias is None:
         kind, probabilities = "softmax", logits.softmax(dim=1)
     else:
-        kind, probabilities = "sigmoid", (logits + clip.logit_bias.detach().float().cpu()).sigmoid()
+        kind, probabilities = "sigmoid", (logits + bias.detach().float().cpu()).sigmoid()
     origin = None if clip.trained_on is None else {k: v for k, v in clip.trained_on.items() if k != "words"}
     model = {"name": clip.name, "fingerprint": clip.fingerprint, "trained_on": origin}
-    return Classification(labels.labels, scores, probabilities, kind, model, labels.unseen_words, sets)
+    return Classification(labels.labels, scores, probabilities, kind, model, unseen, sets)
 
 
 def classify_files(
     clip: CLIP,
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    labels: Vocabulary | Labels,
+    labels: Vocabulary | Fitted | Labels,
     out: str | os.PathLike[str],
     *,
     calibration: Calibration | None = None,
@@ -146,7 +165,7 @@ def classify_files(
     out = Path(out)
     if out.suffix not in _WRITERS:
         raise ValueError(f"{out}: expected a name that ends in {', '.join(_WRITERS)}")
-    if not isinstance(labels, Vocabulary):
+    if not isinstance(labels, (Vocabulary, Fitted)):
         labels = vocabulary(clip, labels)
     _check_same_model(clip, labels, calibration)
     work = None
@@ -164,13 +183,15 @@ def classify_files(
     return ClassifiedFiles(out, len(embedded.keys), embedded.failures)
 
 
-def _check_same_model(clip: CLIP, labels: Vocabulary, calibration: Calibration | None) -> None:
+def _check_same_model(clip: CLIP, labels: Vocabulary | Fitted, calibration: Calibration | None) -> None:
     if labels.fingerprint != clip.fingerprint:
         raise ValueError(
             f"the vocabulary was made by {labels.model!r} ({labels.fingerprint or 'no fingerprint'}), the model is "
             f"{clip.name!r} ({clip.fingerprint or 'no fingerprint'}): make the vocabulary with this model"
         )
     if calibration is not None:
+        if not isinstance(labels, Vocabulary):
+            raise ValueError("a calibration belongs to a vocabulary; a fitted classifier has none")
         calibration.check(labels)
 
 

@@ -1,5 +1,6 @@
 """`open_pairs`: any source of pairs by its name."""
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from openvocab.data.folders import open_folder
 from openvocab.data.radiographs import open_radiographs
 from openvocab.data.scenes import open_scenes
 from openvocab.data.shards import Shards, expand_braces
-from openvocab.data.source import Pairs, PairsConfig, with_class_files
+from openvocab.data.source import Pairs, PairsConfig, Part, with_class_files
 from openvocab.data.tables import TABLE_SUFFIXES, open_tables
 from openvocab.data.wit import is_wit, open_wit
 
+_PART = re.compile(r"(?P<source>.+)\[(?P<first>-?\d*):(?P<last>-?\d*)\]")
 _FILES = {"captioned", "exif", "max_pixels"}
 _USED = {
     "generated scenes": set(),
@@ -27,8 +29,8 @@ def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
     """Opens pictures with captions: a folder, `.csv`/`.tsv`/`.jsonl`/`.parquet`, `.tar` shards, or a generated world.
 
     The worlds are `scenes` and `radiographs`. Several shards or tables are named by braces (`train-{000..012}.tar`,
-    `{a,b}.csv`). A folder as CLIP_benchmark lays it out opens its `test` split, or the split's own folder that is
-    named. The settings are the fields of `PairsConfig`.
+    `{a,b}.csv`); `SOURCE[a:b]` opens a part, as Python cuts lists. A folder as CLIP_benchmark lays it out opens its
+    `test` split, or the split's own folder that is named. The settings are the fields of `PairsConfig`.
 
     Raises:
         ValueError: what is wrong with the source or a setting, in one line.
@@ -42,6 +44,10 @@ def open_pairs(source: str | Path | PairsConfig, **settings: Any) -> Pairs:
     if config.source == "radiographs":
         _refuse_unused("generated radiographs", config)
         return open_radiographs()
+    if (part := _PART.fullmatch(config.source)) and not Path(config.source).exists():
+        whole = open_pairs(replace(config, source=part["source"]))
+        ends = (int(part[end]) if part[end] else None for end in ("first", "last"))
+        return Part(whole, range(len(whole))[slice(*ends)])
     paths = source_paths(config.source)
     if split := _benchmark_split(paths[0]):
         paths = _benchmark_shards(split)

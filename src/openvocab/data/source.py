@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from openvocab.data.decode import MAX_PIXELS, decode
+from openvocab.storage import fingerprint
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
 IMAGE_KEYS = ("image", "filepath", "file_name", "filename", "path", "image_path", "img")
@@ -171,6 +172,30 @@ class Listed(Pairs):
 
     def content(self, index: int) -> bytes:
         return self._pictures[index].read()
+
+
+class Part(Pairs):
+    """Some samples of another source, in the order of `rows`."""
+
+    def __init__(self, whole: Pairs, rows: Sequence[int]) -> None:
+        self.whole, self.rows = whole, list(rows)
+        self.source, self.classnames, self.excluded = whole.source, whole.classnames, {}
+        self.fingerprint = fingerprint(whole.fingerprint, self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, index: int) -> str:
+        return self.whole.key(self.rows[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.whole.captions(self.rows[index])
+
+    def label(self, index: int) -> int | None:
+        return self.whole.label(self.rows[index])
+
+    def image(self, index: int) -> Image.Image:
+        return self.whole.image(self.rows[index])
 
 
 def picture(where: FileRange, key: str, config: PairsConfig) -> Image.Image:

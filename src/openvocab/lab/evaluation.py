@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from openvocab import loading, storage
+from openvocab.adapt.coop import coop, prompt
+from openvocab.adapt.heads import METHODS, gated
 from openvocab.adapt.probe import fit_probe, search_probe
 from openvocab.clip import measure
 from openvocab.clip.learning import open_test
@@ -132,7 +135,9 @@ def few_shot(
     """Mean top-1 of every method and number of shots, and its difference from zero-shot on the same pictures."""
     fit, asked = (embed_labelled(clip, pairs) for pairs in (train, test))
     text = vocabulary(clip, list(test.classnames), templates).embeds
-    cells = few_shot_table(fit, asked, text, float(clip.scale().detach()), shots=shots, seeds=seeds)
+    methods = METHODS | {"CoOp": partial(gated, partial(coop, prompt=prompt(clip, test.classnames)))}
+    scale = float(clip.scale().detach())
+    cells = few_shot_table(fit, asked, text, scale, shots=shots, seeds=seeds, methods=methods)
     rows = [
         {
             "method": cell.method,

@@ -1,14 +1,15 @@
 """Few-shot tables: every method at every number of shots on the same splits, everything chosen on validation."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from openvocab.adapt.heads import METHODS, Head, Shots
+from openvocab.adapt.classifier import Head
+from openvocab.adapt.heads import METHODS, Method, Shots
 from openvocab.clip.measure import Labelled
 from openvocab.metrics.classify import top_k_accuracy
 from openvocab.metrics.compare import Difference, paired_bootstrap
@@ -46,24 +47,21 @@ def few_shot_table(
     *,
     shots: Sequence[int] = SHOTS,
     seeds: int = 5,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Mapping[str, Method] = METHODS,
 ) -> list[Cell]:
     """Top-1 of each method; the splits of a seed are the same for all methods, larger ones contain the smaller.
 
     Raises:
-        ValueError: a label with too few training rows, or an unknown method.
+        ValueError: a label with too few training rows.
     """
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise ValueError(f"no few-shot method {unknown[0]!r}; there are {', '.join(METHODS)}")
     reference = _right(lambda features: scale * features @ text.T, test)
     splits = [(count, seed) for count in shots for seed in range(seeds)]
     right: dict[tuple[str, int], list[Bool[Tensor, " row"]]] = {}
     scores: dict[tuple[str, int], list[float]] = {}
     for count, seed in track(splits, "few-shot table", unit="split"):
         given = split(train, text, scale, count, seed)
-        for name in methods:
-            head = METHODS[name](given)
+        for name, method in methods.items():
+            head = method(given)
             right.setdefault((name, count), []).append(_right(head, test))
             scores.setdefault((name, count), []).append(top_k_accuracy(head(test.features), test.labels))
     return [

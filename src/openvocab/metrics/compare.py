@@ -49,3 +49,27 @@ def paired_bootstrap(
     low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     as_far = int(((means - mean).abs() >= mean.abs() - 1e-12).sum())
     return Difference(mean.item(), low, high, min(1.0, (as_far + 1) / (resamples + 1)))
+
+
+def real_gain(
+    gains: Float[Tensor, "row candidate"], *, level: float = 0.05, resamples: int = 2000, seed: int = 0
+) -> int | None:
+    """The candidate of the largest mean gain (of equal ones the first), or None where chance explains all gains.
+
+    Without a true gain the sign of a row's gains is a coin's. With t_j = sum_i g_ij / sqrt(sum_i g_ij^2), a gain is
+    believed when at most `level` of the flips of signs bring the largest t over all candidates as high as it is, so
+    that looking at many costs what it should (Westfall and Young 1993, max-T). For one candidate and right or wrong
+    answers t is McNemar's (wins - losses) / sqrt(wins + losses).
+
+    Args:
+        gains: what each candidate scored above the same reference on the same rows.
+    """
+    gains = gains.double()
+    size = gains.square().sum(0).sqrt().clamp(min=1e-12)
+    largest = (gains.sum(0) / size).max()
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (resamples, len(gains)), generator=generator).double() * 2 - 1
+    as_large = int((((signs @ gains) / size).amax(dim=1) >= largest - 1e-9).sum())
+    if largest <= 0 or (as_large + 1) / (resamples + 1) > level:
+        return None
+    return int(gains.mean(0).argmax())

@@ -140,3 +140,17 @@ def test_cells_far_larger_than_the_csv_modules_limit_are_read(folder):
     long = base64.b64encode(bytes(200_000)).decode()
     path.write_text(f"image\tcaption\tother\n00.png\ta\t{long}\n")
     assert len(open_pairs(path)) == 1
+
+
+def test_a_part_is_named_as_python_cuts_lists(folder):
+    path = folder / "all.jsonl"
+    names = sorted(name.name for name in folder.glob("*.png"))
+    rows = [{"image": name, "caption": f"picture {number}"} for number, name in enumerate(names)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    whole, size = open_pairs(path), len(rows)
+    first, rest = open_pairs(f"{path}[:1]"), open_pairs(f"{path}[1:]")
+    assert (len(first), len(rest), len(open_pairs(f"{path}[-1:]"))) == (1, size - 1, 1)
+    assert first.key(0) == whole.key(0)
+    assert [rest[index].captions for index in range(len(rest))] == [whole.captions(index) for index in range(1, size)]
+    assert rest.image(0).tobytes() == whole.image(1).tobytes()
+    assert len({part.fingerprint for part in (whole, first, rest)}) == 3

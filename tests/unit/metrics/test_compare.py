@@ -1,7 +1,8 @@
 import pytest
+import scipy.stats
 import torch
 
-from openvocab.metrics.compare import paired_bootstrap
+from openvocab.metrics.compare import paired_bootstrap, real_gain
 
 
 def test_a_real_difference_is_found_and_none_is_not(rng):
@@ -26,3 +27,22 @@ def test_by_chance_alone_p_is_small_as_often_as_it_says(rng):
 def test_no_rows_are_refused():
     with pytest.raises(ValueError, match="found 0 and 0"):
         paired_bootstrap(torch.zeros(0), torch.zeros(0))
+
+
+def test_one_candidate_is_believed_when_mcnemars_exact_test_believes_it():
+    for wins, losses in ((5, 0), (4, 0), (12, 3), (10, 3), (30, 15), (28, 17)):
+        gains = torch.cat([torch.ones(wins), -torch.ones(losses), torch.zeros(50)]).unsqueeze(1)
+        p_value = scipy.stats.binomtest(wins, wins + losses, alternative="greater").pvalue
+        if abs(p_value - 0.05) > 0.01:
+            assert (real_gain(gains) is not None) == (p_value < 0.05), (wins, losses)
+
+
+def test_luck_among_many_is_not_believed_and_a_true_gain_is(rng):
+    believed = sum(
+        real_gain(torch.randint(-1, 2, (40, 80), generator=rng).double(), resamples=300) is not None for _ in range(100)
+    )
+    assert believed <= 12  # 5 expected
+    gains = torch.randint(-1, 2, (40, 80), generator=rng).double()
+    gains[:30, 17] = 1.0
+    assert real_gain(gains) == 17
+    assert real_gain(torch.zeros(4, 3)) is None
