@@ -187,6 +187,26 @@ def score(
 
 
 @app.command()
+def caption(
+    pictures: Annotated[list[str], typer.Argument(help="Pictures.")],
+    model: Annotated[str | None, typer.Option("--model", help="A trained virtex: its run or folder.")] = None,
+    beams: Annotated[int, typer.Option(help="Sentences followed at a time; 1 is greedy.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Says in a sentence of its own what each picture shows."""
+    if beams < 1:
+        raise typer.BadParameter(f"{beams}: expected at least 1", param_hint="--beams")
+    writer = _trained(model, "caption", "virtex")
+    found = writer.caption(pictures, num_beams=beams)
+    rows = [
+        {"picture": name, "text": text, "log_probability": log_p}
+        for name, text, log_p in zip(pictures, found.texts, found.log_probabilities.tolist())
+    ]
+    result = {"pictures": rows, "model": {"name": writer.name, "fingerprint": writer.fingerprint}}
+    _show(result, as_json, "\n".join(f"{r['picture']}  {r['text']}  (log p {r['log_probability']:.2f})" for r in rows))
+
+
+@app.command()
 def embed(
     source: Annotated[str, typer.Argument(help="A folder, tar files or a picture.")],
     out: Annotated[Path, typer.Option(help="The folder for vectors and keys; an unfinished one goes on.")],
@@ -310,6 +330,21 @@ def _model(given: str | None) -> str:
         "`--model hf:openai/clip-vit-base-patch32`; `openvocab inspect MODEL --default` keeps the choice",
         param_hint="--model",
     )
+
+
+def _trained(source: str | None, verb: str, system: str) -> Any:
+    """The model of a source that has this verb.
+
+    Raises:
+        ValueError: none is given, or it has not; the message is the line that trains one.
+    """
+    from openvocab import loading, systems
+
+    model = loading.load(source) if source else None
+    if not hasattr(model, verb):
+        reason = f"{source} is a {type(model).__name__}, which cannot" if source else "it needs a trained model"
+        raise ValueError(f"{verb}: {reason}; train one with: {systems.how_to_train(system)}")
+    return model
 
 
 def _default_file() -> Path:

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from openvocab.blocks.decoder import DecoderConfig
 from openvocab.blocks.resnet import ResNetConfig
+from openvocab.blocks.text import CBOWConfig, TextConfig
 from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
@@ -26,6 +28,10 @@ from openvocab.world.scene import WorldConfig
 
 PIXELS = PreprocessConfig(image_size=32, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
 """Of the generated world."""
+
+LOG_SCALE_MAX = 4.6052
+"""Of the temperature of softmax models, ln 100 (section 2.5)."""
+T = TypeVar("T", bound=TextConfig | CBOWConfig | DecoderConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,10 +102,23 @@ def open_test(pairs: PairsConfig) -> Pairs:
 
 
 def learn_tokenizer(data: DataConfig, pairs: Pairs, vocabulary_size: int, context_length: int) -> Tokenizer:
-    """CLIP's own, or one learnt from the captions; a small corpus may fill less of the vocabulary than is asked for."""
+    """CLIP's own, or one learnt from the captions."""
     if data.tokenizer == "clip":
         return CLIPTokenizer()
     return train_tokenizer(captions_of(pairs), vocabulary_size, context_length)
+
+
+def fitted(config: T, tokenizer: Tokenizer) -> T:
+    """A text tower for this tokenizer's ids; a small corpus may fill less of the vocabulary than was asked for."""
+    size = tokenizer.vocabulary_size
+    if isinstance(config, CBOWConfig):
+        skip = tuple(i for i in (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id) if i is not None)
+        return replace(config, vocabulary_size=size, skip_ids=skip)
+    assert tokenizer.start_id is not None
+    assert tokenizer.end_id is not None
+    if isinstance(config, DecoderConfig):
+        return replace(config, vocabulary_size=size, start_id=tokenizer.start_id, end_id=tokenizer.end_id)
+    return replace(config, vocabulary_size=size, end_id=tokenizer.end_id)
 
 
 def batches(

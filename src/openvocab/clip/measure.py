@@ -41,7 +41,7 @@ def embed_labelled(clip: CLIP, pairs: Pairs, projected: bool = True) -> Labelled
     Raises:
         ValueError: no picture has a class, or the classes have no names.
     """
-    return _labelled(partial(embed_images, clip, projected=projected), pairs)
+    return encode_labelled(partial(embed_images, clip, projected=projected), pairs)
 
 
 def pool_labelled(model: nn.Module, pairs: Pairs) -> Labelled:
@@ -52,10 +52,11 @@ def pool_labelled(model: nn.Module, pairs: Pairs) -> Labelled:
             pixels = torch.cat(list(read_pixels(pictures, model.preprocessing)))  # type: ignore[arg-type]
             return model.image(normalize(pixels, model.preprocessing), tokens=False).pooled  # type: ignore[operator]
 
-    return _labelled(pool, pairs)
+    return encode_labelled(pool, pairs)
 
 
-def _labelled(encode: Encode, pairs: Pairs) -> Labelled:
+def encode_labelled(encode: Encode, pairs: Pairs) -> Labelled:
+    """What `encode` makes of the pictures that have a class, a row each; raises as above."""
     labelled = [index for index in range(len(pairs)) if pairs.label(index) is not None]
     if not labelled or not pairs.classnames:
         raise ValueError(f"{pairs.source}: has no classes for this task; --task retrieval needs captions only")

@@ -23,10 +23,12 @@ from openvocab.clip import measure
 from openvocab.clip.architectures import architecture
 from openvocab.clip.folder import read
 from openvocab.clip.learning import (
+    LOG_SCALE_MAX,
     PIXELS,
     DataConfig,
     batches,
     convolutions,
+    fitted,
     learn_tokenizer,
     open_data,
     open_test,
@@ -36,7 +38,6 @@ from openvocab.clip.learning import (
 )
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.objectives import contrastive_loss, sigmoid_loss
-from openvocab.clip.tokenizer import Tokenizer
 from openvocab.data.augment import StrongConfig
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.shapes import Batch, Embeds, Scalar
@@ -45,9 +46,6 @@ from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
-
-LOG_SCALE_MAX = 4.6052
-
 
 SIZES = {
     "tiny": CLIPConfig(
@@ -160,7 +158,7 @@ def prepare(
         text = recipe.model.text
         tokenizer = learn_tokenizer(recipe.data, pairs, text.vocabulary_size, text.context_length)
         torch.manual_seed(recipe.fit.seed)
-        model = CLIP(replace(recipe.model, text=_fitted(text, tokenizer)))
+        model = CLIP(replace(recipe.model, text=fitted(text, tokenizer)))
         model.tokenizer = tokenizer
     model.name = f"clip-{Path(recipe.data.pairs.source).stem}"
     model.trained_on = origin(recipe.data, pairs)
@@ -196,15 +194,6 @@ def _validation(data: DataConfig) -> Callable[[CLIP], dict[str, float]] | None:
     return lambda model: evaluate(model, pairs, data.validation_task, templates)
 
 
-def _fitted(text: TextConfig | CBOWConfig, tokenizer: Tokenizer) -> TextConfig | CBOWConfig:
-    """The text tower for this tokenizer's ids; a small corpus may fill less of the vocabulary than was asked for."""
-    if isinstance(text, CBOWConfig):
-        skip = tuple(i for i in (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id) if i is not None)
-        return replace(text, vocabulary_size=tokenizer.vocabulary_size, skip_ids=skip)
-    assert tokenizer.end_id is not None
-    return replace(text, vocabulary_size=tokenizer.vocabulary_size, end_id=tokenizer.end_id)
-
-
 @torch.no_grad()
 def _spread(embeds: dict[str, Embeds]) -> dict[str, Scalar]:
     """How far the rows of each tower spread: mean cosine of different rows, and effective rank tr(C)^2 / tr(C^2)."""
@@ -231,7 +220,7 @@ def evaluate(model: CLIP, pairs: Pairs, task: str = "zeroshot", templates: tuple
         ValueError: an unknown task, or pairs without classes for zero-shot.
     """
     if task == "zeroshot":
-        return measure.zero_shot(model, pairs, templates).figures
+        return measure.zero_shot(model, pairs, templates or "generic").figures
     if task == "retrieval":
         return measure.retrieve(model, pairs).figures
     raise ValueError(f"task {task!r}: expected zeroshot or retrieval")
