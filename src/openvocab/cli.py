@@ -85,23 +85,38 @@ def train(
 def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or a model.")],
     data: Annotated[str | None, typer.Option("--data", help="A folder, table, tar shards, or scenes.")] = None,
-    task: Annotated[str, typer.Option(help="zeroshot, retrieval, skills, probe, fewshot or calibration.")] = "zeroshot",
+    task: Annotated[
+        str, typer.Option(help="zeroshot, retrieval, skills, bias, probe, fewshot, calibration.")
+    ] = "zeroshot",
     templates: Templates = "generic",
     train: Annotated[str | None, typer.Option(help="Labelled pictures for tasks that fit something.")] = None,
     against: Annotated[str | None, typer.Option(help="Another model, compared on the same rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for result.json, result.csv and report.html.")] = None,
+    groups: Annotated[str | None, typer.Option(help="Bias: the column that says a picture's group.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Bias: the answers offered; default: the data's classes.")] = None,
+    harmful: Annotated[str | None, typer.Option(help="Bias: further answers, whose rates are looked at.")] = None,
+    adding: Annotated[str | None, typer.Option(help="Bias: answers added in a second round.")] = None,
     export: Annotated[Path | None, typer.Option(help="A folder for the pictures of --task skills.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures a model on data: zero-shot, retrieval, skills, linear probe, few-shot methods, calibration."""
+    """Measures a model on data: zero-shot, retrieval, skills, bias, linear probe, few-shot methods, calibration."""
+    from openvocab.lab.bias import Audit
     from openvocab.lab.evaluation import evaluate_source
 
-    result = evaluate_source(source, data, task, templates, train, against, out, export)
+    asked = {"labels": labels, "harmful": harmful, "adding": adding}
+    answers = {name: tuple(first for first, *_ in _names(text)) for name, text in asked.items() if text}
+    if answers and groups is None:
+        raise typer.BadParameter("has no effect without --groups COLUMN", param_hint=f"--{next(iter(answers))}")
+    audit = Audit(groups=groups, **answers) if groups else None
+    result = evaluate_source(source, data, task, templates, train, against, out, export, audit)
     figures = dict(result["metrics"])
     for name, (low, high) in result["intervals"].items():
         figures[name] = f"{figures[name]:.4f}  ({low:.4f} to {high:.4f})"
     for name, found in result.get("against", {}).items():
         figures[f"{name}, gain"] = f"{found['mean']:+.4f}  ({found['low']:+.4f} to {found['high']:+.4f})"
+    for gap in result.get("gaps", ()):
+        shown = f"{gap['gap']:+.4f}  ({gap['low']:+.4f} to {gap['high']:+.4f}, p {gap['p']:.2g})"
+        figures[f"{gap['answer']}, {gap['group']} less others"] = shown
     _show(result, as_json, _table(figures))
 
 
@@ -137,6 +152,7 @@ def classify(
     source = _model(model)
     from openvocab import loading
     from openvocab.adapt import classifier
+    from openvocab.clip.senses import ambiguous_labels
     from openvocab.clip.trust import read_calibration
     from openvocab.clip.zeroshot import classify_files
 
@@ -145,7 +161,7 @@ def classify(
     if (Path(labels) / classifier.RECORD).is_file():
         words = classifier.load(labels)
     else:
-        words = clip.vocabulary(labels if Path(labels).is_file() else labels.split(","), templates)
+        words = clip.vocabulary(_names(labels), templates)
     if out is not None:
         table = classify_files(
             clip, pictures[0] if len(pictures) == 1 else pictures, words, out, k=top, calibration=fitted
@@ -165,6 +181,8 @@ def classify(
         promise = f"{fitted.coverage:.0%} of such sets hold the right label"
         sets = ["none of these" if r["none_of_these"] else " or ".join(r["set"]) or "no label" for r in rows]
         lines = [f"{line}  -> {found}" for line, found in zip(lines, sets)] + [promise]
+    if vague := ambiguous_labels(answer.labels):
+        unseen.append(f"may mean several things: {', '.join(vague)} (see openvocab inspect MODEL --labels ...)")
     _show(result, as_json, "\n".join([*lines, *unseen]))
 
 
@@ -277,11 +295,23 @@ def systems(as_json: Json = False) -> None:
 def inspect(
     source: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder or file, or hf:owner/name.")],
     default: Annotated[bool, typer.Option("--default", help="Use this model when --model is not given.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(help="Instead: which of these labels mean several things to it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Says what a model is: architecture, activation, preprocessing, tokenizer, fingerprint, origin."""
-    from openvocab.loading import describe
+    from openvocab.loading import describe, load
 
+    if labels is not None:
+        from dataclasses import asdict
+
+        from openvocab.clip.senses import find_ambiguous
+
+        found = find_ambiguous(load(source), _names(labels))
+        lines = [f"{f.label}: {', or '.join(f.senses)}; write {f.proposal or 'one of these'!r}" for f in found]
+        _show({"ambiguous": [asdict(f) for f in found]}, as_json, "\n".join(lines) or "no label known to be ambiguous")
+        return
     result = describe(source)
     if default:
         kept = source if source == "demo" or source.startswith("hf:") else str(Path(source).resolve())
@@ -345,6 +375,13 @@ def _trained(source: str | None, verb: str, system: str) -> Any:
         reason = f"{source} is a {type(model).__name__}, which cannot" if source else "it needs a trained model"
         raise ValueError(f"{verb}: {reason}; train one with: {systems.how_to_train(system)}")
     return model
+
+
+def _names(text: str) -> list[list[str]]:
+    """Labels from the command line: a file of them, or names between commas."""
+    from openvocab.clip.vocabulary import read_labels
+
+    return read_labels(text if Path(text).is_file() else text.split(","))
 
 
 def _default_file() -> Path:

@@ -60,7 +60,7 @@ def encode_labelled(encode: Encode, pairs: Pairs) -> Labelled:
     labelled = [index for index in range(len(pairs)) if pairs.label(index) is not None]
     if not labelled or not pairs.classnames:
         raise ValueError(f"{pairs.source}: has no classes for this task; --task retrieval needs captions only")
-    rows, features = _embed(encode, pairs, labelled)
+    rows, features = embed_rows(encode, pairs, labelled)
     return Labelled(features, torch.tensor([pairs.label(index) for index in rows]), len(labelled) - len(rows))
 
 
@@ -92,7 +92,7 @@ def retrieve(clip: CLIP, pairs: Pairs) -> Measured:
 
     Captions longer than the model's context are cut, and counted under `truncated`.
     """
-    rows, embeds = _embed(partial(embed_images, clip), pairs, range(len(pairs)))
+    rows, embeds = embed_rows(partial(embed_images, clip), pairs, range(len(pairs)))
     captions = [(place, text) for place, index in enumerate(rows) for text in pairs.captions(index)]
     said = [text for _, text in captions]
     texts = embed_texts(clip, said, truncate=True)
@@ -104,7 +104,7 @@ def retrieve(clip: CLIP, pairs: Pairs) -> Measured:
     return Measured(summarize_ranks(*ranks) | {name: float(count) for name, count in counts.items()}, hits)
 
 
-def _embed(encode: Encode, pairs: Pairs, wanted: Sequence[int], chunk: int = 256) -> tuple[list[int], Embeds]:
+def embed_rows(encode: Encode, pairs: Pairs, wanted: Sequence[int], chunk: int = 256) -> tuple[list[int], Embeds]:
     """Which samples could be read, and a row for each."""
     rows: list[int] = []
     embeds = []

@@ -23,14 +23,15 @@ from openvocab.config import to_dict
 from openvocab.data.memory import InMemory
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.lab import evaluation_report, skills
+from openvocab.lab.bias import Audit, measure_bias
 from openvocab.lab.few_shot import SHOTS, few_shot_table
 from openvocab.metrics.calibration import reliability
 from openvocab.metrics.compare import paired_bootstrap
 from openvocab.metrics.interval import wilson
 from openvocab.progress import note
 
-TASKS = ("zeroshot", "retrieval", "skills", "probe", "fewshot", "calibration")
-FITTED = TASKS[3:]
+TASKS = ("zeroshot", "retrieval", "skills", "bias", "probe", "fewshot", "calibration")
+FITTED = TASKS[4:]
 """Tasks that fit something on labelled pictures of their own."""
 
 
@@ -43,6 +44,7 @@ def evaluate_source(
     against: str | None = None,
     out: Path | None = None,
     export: Path | None = None,
+    audit: Audit | None = None,
 ) -> dict[str, Any]:
     """Measures a model, or the model of a run's folder.
 
@@ -55,6 +57,7 @@ def evaluate_source(
         out: a folder for `result.json`, `result.csv` and `report.html`, and `calibration.json` where one was fitted;
             what stands there for the same question is returned without work.
         export: a folder for the pictures and sentences of the task `skills`, as CLIP_benchmark reads them.
+        audit: what the task `bias` looks at.
 
     Raises:
         ValueError: an unknown task, one without what it needs or with what it does not read, or `train` with other
@@ -66,9 +69,11 @@ def evaluate_source(
         raise ValueError("--task skills has its own pictures, not --data" if data else f"--task {task} needs --data")
     if export and task != "skills":
         raise ValueError(f"--export writes the pictures of --task skills, not of {task}")
+    if (task == "bias") != (audit is not None):
+        raise ValueError("--task bias needs --groups COLUMN" if task == "bias" else f"--groups has no effect on {task}")
     clip, prompts = open_model(source), read_templates(templates)
     other = open_model(against) if against else None
-    pairs = open_test(PairsConfig(source=data)) if data else None
+    pairs = open_test(PairsConfig(source=data, captioned=task != "bias")) if data else None
     fit = _open_train(train, task, pairs) if task in FITTED and pairs else None
     mark = pairs.fingerprint if pairs else storage.fingerprint(skills.PRINTS)
     asked = {
@@ -77,6 +82,7 @@ def evaluate_source(
         "task": task,
         "templates": list(prompts),
         "against_model": _about(other) if other else None,
+        "audit": to_dict(audit) if audit else None,
     }
     if export:
         skills.export(export)
@@ -85,10 +91,10 @@ def evaluate_source(
         if {name: found.get(name) for name in asked} == asked:
             note(f"{out / 'result.json'} holds this evaluation already")
             return found
-    measured, extra = _measure(clip, task, pairs, fit, prompts)
+    measured, extra = _measure(clip, task, pairs, fit, prompts, audit)
     result = asked | {"metrics": measured.figures, "intervals": intervals(measured)} | extra
     if other:
-        peer, _ = _measure(other, task, pairs, fit, prompts)
+        peer, _ = _measure(other, task, pairs, fit, prompts, audit)
         result["against"] = {
             name: asdict(paired_bootstrap(peer.rows[name], rows)) for name, rows in measured.rows.items()
         }
@@ -198,12 +204,15 @@ def open_model(source: str) -> CLIP:
 
 
 def _measure(
-    clip: CLIP, task: str, test: Pairs | None, train: Pairs | None, templates: tuple[str, ...]
+    clip: CLIP, task: str, test: Pairs | None, train: Pairs | None, templates: tuple[str, ...], audit: Audit | None
 ) -> tuple[Measured, dict[str, Any]]:
     """What a task finds, and what it has besides figures."""
     if task == "skills":
         return skills.measure_skills(clip)
     assert test is not None
+    if audit is not None:
+        measured, gaps = measure_bias(clip, test, audit, templates)
+        return measured, {"gaps": gaps}
     if task == "zeroshot":
         return measure.zero_shot(clip, test, templates), {}
     if task == "retrieval":

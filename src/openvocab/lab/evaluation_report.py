@@ -31,6 +31,10 @@ def _sections(result: dict[str, Any], rows: list[list[Any]]) -> list[report.Sect
         return [*_gains(result), *skills.sections(result)]
     shares = "With the 95 % interval of those that are shares of pictures or texts."
     sections = [report.Section("Figures", shares, report.table(COLUMNS, rows)), *_gains(result)]
+    if "gaps" in result:
+        rows = [list(gap.values()) for gap in result["gaps"]]
+        table = report.table(("answer", "group", "pictures", "gap", "low", "high", "p"), rows)
+        sections.append(report.Section("Gaps", "Each group's rate less that of all the others.", table))
     if "reliability" in result:
         plots = [
             report.curve([tuple(place) for place in bins], f"confidence, {name} calibration", "accuracy", DIAGONAL)

@@ -1,15 +1,18 @@
-"""Whether one model is better than another on the same rows."""
+"""Whether one model is better than another on the same rows, or one group of rows fares otherwise than another."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from openvocab.metrics.interval import wilson
+
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of b - a over rows, its interval, and how often chance alone would bring one as large."""
+    """A mean difference, its interval, and how often chance alone would bring one as large."""
 
     mean: float
     low: float
@@ -73,3 +76,19 @@ def real_gain(
     if largest <= 0 or (as_large + 1) / (resamples + 1) > level:
         return None
     return int(gains.mean(0).argmax())
+
+
+def two_shares(successes: int, trials: int, other_successes: int, other_trials: int) -> Difference:
+    """p - q for two lots of rows that have nothing to do with each other.
+
+    The 95 % interval is d - sqrt((p - l_p)^2 + (u_q - q)^2) to d + sqrt((u_p - p)^2 + (q - l_q)^2), d = p - q, from
+    Wilson's l and u (Newcombe 1998, method 10); the p-value is that of the pooled z test, two-sided.
+    """
+    (low, high), (other_low, other_high) = wilson(successes, trials), wilson(other_successes, other_trials)
+    p, q = successes / trials, other_successes / other_trials
+    pooled = (successes + other_successes) / (trials + other_trials)
+    spread = math.sqrt(pooled * (1 - pooled) * (1 / trials + 1 / other_trials))
+    p_value = math.erfc(abs(p - q) / spread / math.sqrt(2)) if spread else 1.0
+    return Difference(
+        p - q, p - q - math.hypot(p - low, other_high - q), p - q + math.hypot(high - p, q - other_low), p_value
+    )
