@@ -45,14 +45,15 @@ def embed_labelled(clip: CLIP, pairs: Pairs, projected: bool = True) -> Labelled
 
 
 def pool_labelled(model: nn.Module, pairs: Pairs) -> Labelled:
-    """What the `image` tower of any model with `preprocessing` pools, before its projection; raises as above."""
+    """The same of any model: what `pool_images` gives."""
+    return encode_labelled(partial(pool_images, model), pairs)
 
-    def pool(pictures: list[Image.Image]) -> Float[Tensor, "image feature"]:
-        with evaluating(model):
-            pixels = torch.cat(list(read_pixels(pictures, model.preprocessing)))  # type: ignore[arg-type]
-            return model.image(normalize(pixels, model.preprocessing), tokens=False).pooled  # type: ignore[operator]
 
-    return encode_labelled(pool, pairs)
+def pool_images(model: nn.Module, pictures: list[Image.Image]) -> Float[Tensor, "image feature"]:
+    """What the `image` tower of any model with `preprocessing` pools, before its projection."""
+    with evaluating(model):
+        pixels = torch.cat(list(read_pixels(pictures, model.preprocessing)))  # type: ignore[arg-type]
+        return model.image(normalize(pixels, model.preprocessing), tokens=False).pooled  # type: ignore[operator]
 
 
 def encode_labelled(encode: Encode, pairs: Pairs) -> Labelled:
