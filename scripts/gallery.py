@@ -1,11 +1,13 @@
 """Contact sheets of the generated world for the docs: docs/gallery/*.png."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from openvocab.storage import atomic_path
+from openvocab.world.radiograph import FINDINGS, draw_radiographs, render_radiographs
 from openvocab.world.render import render, truth
 from openvocab.world.scene import WorldConfig, class_scenes, draw_scenes, rich_world
 from openvocab.world.skills import SKILLS, questions
@@ -60,6 +62,10 @@ def main() -> None:
     for slot in range(masks.shape[1]):
         painted = np.where(masks[:, slot, None], palette[slot][None, :, None, None], painted).astype(np.uint8)
     save("truth.png", sheet(np.concatenate([render(scenes[:12], 64), painted]), 12))
+    one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)
+    films = draw_radiographs(len(one_each), seed=5)
+    everything = {"left": np.ones_like(one_each), "large": np.ones_like(one_each)}
+    save("radiographs.png", sheet(render_radiographs(replace(films, present=one_each, **everything), 96), 7))
 
 
 if __name__ == "__main__":
