@@ -70,7 +70,8 @@ def test_pictures_without_class_are_left_out():
 def test_arms_differ_in_nothing_but_what_is_asked():
     for name, arm in predecessors.ARMS.items():
         recipe, clip = arm.recipe(0), predecessors.CLIP_ARM.recipe(0)
-        assert (recipe.fit, recipe.optim, recipe.groups) == (clip.fit, clip.optim, clip.groups), name
+        assert recipe.fit == clip.fit, name
+        assert recipe.data.batch_size == clip.data.batch_size
         assert recipe.data.num_scenes == clip.data.num_scenes
         assert recipe.model.image.channels == clip.model.image.channels
         assert recipe.model.image.image_size == 32
