@@ -17,8 +17,8 @@ from openvocab.lab.skills import answers, measure_skills, skills
 from openvocab.lab.study import Arm, trained
 from openvocab.world.scene import STYLES, rich_world
 
-PLAIN = Arm(settings=("fit.steps=800",))
-PLAIN_WORLD = "generated scenes, 0.28 M parameters, 800 steps"
+PLAIN = Arm()
+PLAIN_WORLD = "generated scenes, 0.28 M parameters, the demo's recipe"
 RICH = Arm(
     settings=(
         f"data.world={json.dumps(to_dict(rich_world()))}",
