@@ -177,15 +177,16 @@ def sections(result: dict[str, Any], shown: int = 4) -> list[report.Section]:
     text = f"Version {result['version']}. A bar at zero is guessing; whiskers are 95 % intervals over the pictures."
     found = [report.Section("Skills", text, report.bars(values, "points of accuracy above chance"))]
     for skill in skills():
-        rows = np.linspace(0, len(skill.pictures) - 1, 2 * shown).astype(int)
-        rows = np.array([row for start in rows[::2] for row in (start, start + 1)][:shown]) if skill.twins else rows
+        rows = np.linspace(0, len(skill.pictures) - 1, shown).astype(int)
+        if skill.twins:
+            rows = (rows[::2, None] // 2 * 2 + np.arange(2)).ravel()
         notes = []
-        for row in rows[:shown]:
+        for row in rows:
             others = [text for number, text in enumerate(skill.candidates[row]) if number != skill.truth[row]]
             true = skill.candidates[row][skill.truth[row]]
             notes.append(f'<span class="right">{true}</span><br><span class=soft>{", ".join(others[:3])}</span>')
         score = f"{result['metrics'][skill.name]:.1%} of {len(skill.pictures)} pictures, chance {skill.chance:.1%}"
-        found.append(report.Section(skill.name, score, report.tiles(skill.pictures[rows[:shown]], notes)))
+        found.append(report.Section(skill.name, score, report.tiles(skill.pictures[rows], notes)))
     return found
 
 

@@ -13,9 +13,10 @@ from openvocab.blocks.text import CBOWConfig
 from openvocab.clip.model import CLIP
 from openvocab.data.pairs import open_pairs
 from openvocab.lab import evaluation, skills
+from openvocab.lab.studies import skills as studies
 from openvocab.world.caption import PLACES, RELATIONS
 from openvocab.world.judge import judge
-from openvocab.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, STYLES, TEXTURES, WORDS
+from openvocab.world.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, STYLES, TEXTURES, WORDS, rich_world
 from openvocab.world.skills import SKILLS, questions
 
 
@@ -204,3 +205,11 @@ def test_eval_measures_skills_of_two_models(few, tmp_path, capsys):
         evaluation.evaluate_source(str(folder), None, "zeroshot")
     with pytest.raises(ValueError, match="--export writes the pictures of --task skills"):
         evaluation.evaluate_source(str(folder), "scenes", "zeroshot", export=tmp_path)
+
+
+def test_arms_of_the_studies_differ_in_what_is_studied():
+    before, after = studies.BEFORE.recipe(0), studies.AFTER.recipe(0)
+    assert after.data.hard_negatives == "swap_colours"
+    assert dataclasses.replace(after.data, hard_negatives="none") == before.data
+    assert studies.RICH.recipe(0).data.world == rich_world()
+    assert {claim.gate.figure for claim in studies.CLAIMS if claim.study is studies.repair} == {"gain", "fell"}
