@@ -181,7 +181,7 @@ def sections(result: dict[str, Any], shown: int = 4) -> list[report.Section]:
         if skill.twins:
             rows = (rows[::2, None] // 2 * 2 + np.arange(2)).ravel()
         notes = []
-        for row in rows:
+        for row in rows.tolist():
             others = [text for number, text in enumerate(skill.candidates[row]) if number != skill.truth[row]]
             true = skill.candidates[row][skill.truth[row]]
             notes.append(f'<span class="right">{true}</span><br><span class=soft>{", ".join(others[:3])}</span>')
