@@ -25,14 +25,15 @@ from openvocab.data.source import Pairs, PairsConfig
 from openvocab.lab import evaluation_report, skills
 from openvocab.lab.bias import Audit, measure_bias
 from openvocab.lab.few_shot import SHOTS, few_shot_table
+from openvocab.lab.overlap import overlap
 from openvocab.metrics.calibration import reliability
 from openvocab.metrics.compare import paired_bootstrap
 from openvocab.metrics.interval import wilson
 from openvocab.progress import note
 
-TASKS = ("zeroshot", "retrieval", "skills", "bias", "probe", "fewshot", "calibration")
-FITTED = TASKS[4:]
-"""Tasks that fit something on labelled pictures of their own."""
+TASKS = ("zeroshot", "retrieval", "skills", "bias", "overlap", "probe", "fewshot", "calibration")
+TRAINED = TASKS[4:]
+"""Tasks that need training pictures: to compare with, or labelled ones to fit something on."""
 
 
 def evaluate_source(
@@ -52,7 +53,8 @@ def evaluate_source(
 
     Args:
         data: pairs to measure on; None for the task `skills`, which brings its own.
-        train: labelled pictures that the tasks `probe`, `fewshot` and `calibration` fit on; the classes of `data`.
+        train: labelled pictures that the tasks `probe`, `fewshot` and `calibration` fit on, with the classes of `data`;
+            for `overlap` the pictures that the model was trained on.
         against: another model; `against` in the result holds this model's gain over it on the same rows.
         out: a folder for `result.json`, `result.csv` and `report.html`, and `calibration.json` where one was fitted;
             what stands there for the same question is returned without work.
@@ -74,7 +76,7 @@ def evaluate_source(
     clip, prompts = open_model(source), read_templates(templates)
     other = open_model(against) if against else None
     pairs = open_test(PairsConfig(source=data, captioned=task != "bias")) if data else None
-    fit = _open_train(train, task, pairs) if task in FITTED and pairs else None
+    fit = _open_train(train, task, pairs) if task in TRAINED and pairs else None
     mark = pairs.fingerprint if pairs else storage.fingerprint(skills.PRINTS)
     asked = {
         "model": _about(clip),
@@ -218,6 +220,8 @@ def _measure(
     if task == "retrieval":
         return measure.retrieve(clip, test), {}
     assert train is not None
+    if task == "overlap":
+        return overlap(clip, train, test, templates)
     if task == "probe":
         return linear_probe(clip, train, test), {}
     if task == "fewshot":
@@ -228,8 +232,10 @@ def _measure(
 
 def _open_train(train: str | None, task: str, test: Pairs) -> Pairs:
     if train is None:
-        raise ValueError(f"--task {task} fits on labelled pictures of its own: name them with --train")
+        raise ValueError(f"--task {task} needs pictures beside --data: name them with --train")
     pairs = open_test(PairsConfig(source=train))
+    if task == "overlap":
+        return pairs
     if pairs.classnames != test.classnames:
         raise ValueError(f"--train {train} and --data {test.source} do not have the same classes in the same order")
     # The key of a generated scene begins with its stream: its first scenes are the same whatever their number.

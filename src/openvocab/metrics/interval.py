@@ -24,6 +24,28 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float
     return max(0.0, low), min(1.0, high)
 
 
+def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a proportion (Clopper and Pearson 1934): each end leaves half of what is outside beyond."""
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(f"{successes} successes in {trials} trials")
+    outside = (1 - _checked(confidence)) / 2
+    low = _bisect(lambda p: binomial_tail(successes, trials, p) < outside) if successes else 0.0
+    high = _bisect(lambda p: binomial_tail(successes + 1, trials, p) < 1 - outside) if successes < trials else 1.0
+    return low, high
+
+
+def binomial_tail(successes: int, trials: int, p: float) -> float:
+    """How often at least so many of `trials` succeed, each with probability p."""
+    if successes <= 0 or p >= 1:
+        return 1.0
+    if p <= 0:
+        return 0.0
+    k = torch.arange(successes, trials + 1, dtype=torch.float64)
+    n = torch.tensor(float(trials), dtype=torch.float64)
+    log = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    return min(1.0, (log + k * math.log(p) + (n - k) * math.log1p(-p)).exp().sum().item())
+
+
 def bootstrap(
     values: Float[Tensor, "row ..."],
     statistic: Callable[[Float[Tensor, "row ..."]], float] = lambda values: values.double().mean().item(),
@@ -69,10 +91,15 @@ def _student_quantile(inside: float, degrees: int) -> float:
             term *= math.cos(angle) ** 2 * number / (number + 1)
         return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
-    low, high = 0.0, 1e6
+    return _bisect(lambda t: probability(t) < inside, 1e6)
+
+
+def _bisect(below: Callable[[float], bool], high: float = 1.0) -> float:
+    """The place between 0 and `high` up to which `below` holds."""
+    low = 0.0
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < inside else (low, middle)
+        low, high = (middle, high) if below(middle) else (low, middle)
     return high
 
 
