@@ -236,9 +236,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     part = parser.parse_args().part
+    figures = {**PARTS[part](), "machine": harness.machine("numpy")}
     path = harness.RESULTS / "corpus.json"
     results = storage.read_json(path) if path.exists() else {}
-    kept = {name: results[name] for name in PARTS if name in results}
-    figures = PARTS[part]()
-    harness.record("corpus", {**kept, part: {**figures, "machine": harness.machine("numpy")}})
+    harness.record("corpus", {name: results[name] for name in PARTS if name in results} | {part: figures})
     harness.show(figures)
