@@ -218,11 +218,11 @@ def pictures() -> dict[str, Any]:
     pairs = [(row["test"], row["train"]) for row in extra["overlaps"]]
     right = sum(planted.get(asked) == known for asked, known in pairs)
     figures["planted"] = {
-        "planted": len(planted),
-        "found": len(pairs),
-        "precision": right / max(1, len(pairs)),
-        "recall": right / len(planted),
         **found.figures,
+        "planted": len(planted),
+        "planted_found": right,
+        "planted_recall": right / len(planted),
+        "planted_precision": right / max(1, len(pairs)),
     }
     real = [open_pairs(harness.DATA / "cifar10" / f"{split}.parquet") for split in ("train", "test")]
     found, extra = overlap(clip, real[0], real[1], templates("generic"))

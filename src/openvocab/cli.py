@@ -86,10 +86,10 @@ def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or a model.")],
     data: Annotated[str | None, typer.Option("--data", help="A folder, table, tar shards, or scenes.")] = None,
     task: Annotated[
-        str, typer.Option(help="zeroshot, retrieval, skills, bias, probe, fewshot, calibration.")
+        str, typer.Option(help="zeroshot, retrieval, skills, bias, overlap, probe, fewshot, calibration.")
     ] = "zeroshot",
     templates: Templates = "generic",
-    train: Annotated[str | None, typer.Option(help="Labelled pictures for tasks that fit something.")] = None,
+    train: Annotated[str | None, typer.Option(help="Pictures to fit on, or for overlap what was trained on.")] = None,
     against: Annotated[str | None, typer.Option(help="Another model, compared on the same rows.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for result.json, result.csv and report.html.")] = None,
     groups: Annotated[str | None, typer.Option(help="Bias: the column that says a picture's group.")] = None,
@@ -99,7 +99,7 @@ def evaluate(
     export: Annotated[Path | None, typer.Option(help="A folder for the pictures of --task skills.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures a model on data: zero-shot, retrieval, skills, bias, linear probe, few-shot methods, calibration."""
+    """Measures a model on data: zero-shot, retrieval, skills, bias, overlap, probe, few-shot methods, calibration."""
     from openvocab.lab.bias import Audit
     from openvocab.lab.evaluation import evaluate_source
 

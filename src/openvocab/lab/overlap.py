@@ -33,7 +33,7 @@ _DEVIATIONS = 5.0
 _SPREAD = 1.4826  # median absolute deviation to standard deviation
 _SAMPLE = 1000
 _PROBES = 200
-_TILE = 1024
+_TILE = 2**24  # cosines at once
 
 
 def overlap(clip: CLIP, train: Pairs, test: Pairs, templates: tuple[str, ...]) -> tuple[Measured, dict[str, Any]]:
@@ -96,11 +96,11 @@ def nearest(
     asked: Float32[np.ndarray, "row cell"], known: Float32[np.ndarray, "other cell"], own: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best cosine of each row and where it is; `own` names the place of each row itself, which does not count."""
-    best, place = [], []
-    for start in range(0, len(asked), _TILE):
-        cosines = asked[start : start + _TILE] @ known.T
+    best, place, step = [], [], max(1, _TILE // len(known))
+    for start in range(0, len(asked), step):
+        cosines = asked[start : start + step] @ known.T
         if own is not None:
-            cosines[np.arange(len(cosines)), own[start : start + _TILE]] = -1
+            cosines[np.arange(len(cosines)), own[start : start + step]] = -1
         place.append(cosines.argmax(1))
         best.append(cosines.max(1))
     return np.concatenate(best), np.concatenate(place)

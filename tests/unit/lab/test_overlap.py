@@ -7,13 +7,14 @@ from scipy.stats import binomtest
 from tiny_models import tiny_clip
 
 from openvocab.data.pairs import open_pairs
+from openvocab.lab.evaluation import evaluate_source
 from openvocab.lab.overlap import ALTERATIONS, overlap, splits, threshold
 from openvocab.metrics.interval import binomial_tail, clopper_pearson
 from openvocab.world.render import render
 from openvocab.world.scene import CLASSES, class_scenes
 
 
-@pytest.mark.parametrize(("hits", "count", "p"), [(0, 7, 0.3), (7, 7, 0.3), (5, 9, 0.5), (812, 999, 0.79), (3, 4, 0)])
+@pytest.mark.parametrize(("hits", "count", "p"), [(0, 7, 0.3), (7, 7, 0.3), (5, 9, 0.5), (81, 99, 0.79), (3, 4, 0.0)])
 def test_tail_and_interval_equal_scipy(hits, count, p):
     assert binomial_tail(hits, count, p) == pytest.approx(binomtest(hits, count, p, "greater").pvalue, rel=1e-9)
     exact = binomtest(hits, count).proportion_ci(0.995, "exact")
@@ -64,3 +65,19 @@ def test_a_planted_overlap_is_found(tmp_path):
     assert len(found - expected) <= 1
     assert measured.figures["overlap"] == len(found) / 100
     assert 0.4 <= measured.figures["recall"] <= 1.0
+
+
+def test_eval_compares_with_training_pictures_of_any_classes(tmp_path):
+    (tmp_path / "a").mkdir()
+    for number in range(60):
+        (tmp_path / "a" / "thing").mkdir(exist_ok=True)
+        noise(number).save(tmp_path / "a" / "thing" / f"{number}.png")
+    tiny_clip().save(tmp_path / "model")
+    labelled(tmp_path / "test.tar", [noise(number) for number in (100, 101, 7)])
+    words = (str(tmp_path / "model"), str(tmp_path / "test.tar"), "overlap", "generic")
+    found = evaluate_source(*words, train=str(tmp_path / "a"))
+    assert found["overlaps"] == [{"test": "0002", "train": "thing/7.png", "cosine": 1.0}]
+    assert found["metrics"]["overlap"] == pytest.approx(1 / 3)
+    assert found["metrics"]["recall"] == 1.0
+    with pytest.raises(ValueError, match="--train"):
+        evaluate_source(*words)

@@ -28,7 +28,19 @@ TAIL = len(CLASSES) // 2
 BALANCED = CorpusConfig(cap=20, min_count=20, min_pmi=4.0)
 AS_THEY_COME = CorpusConfig(cap=POOL, min_count=20, min_pmi=4.0)
 
-SHORT = Arm(settings=("fit.steps=600", "fit.ema_decay=0.99", "data.augment=CropConfig", "data.negatives=0"))
+SHORT = Arm(
+    settings=(
+        "fit.steps=600",
+        "fit.ema_decay=0.99",
+        "data.augment=CropConfig",
+        "data.negatives=0",
+        "model.image.image_size=32",
+        "model.preprocess.image_size=32",
+        "model.image.layers=[1,1]",
+        "model.image.channels=48",
+    )
+)
+"""The demo's image tower; nothing that changes colours."""
 
 
 def tail_gain(seed: int) -> Figures:
