@@ -86,7 +86,7 @@ def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or a model.")],
     data: Annotated[str | None, typer.Option("--data", help="A folder, table, tar shards, or scenes.")] = None,
     task: Annotated[
-        str, typer.Option(help="zeroshot, retrieval, skills, bias, overlap, probe, fewshot, calibration.")
+        str, typer.Option(help="zeroshot, retrieval, skills, bias, robustness, overlap, probe, fewshot, calibration.")
     ] = "zeroshot",
     templates: Templates = "generic",
     train: Annotated[str | None, typer.Option(help="Pictures to fit on, or for overlap what was trained on.")] = None,

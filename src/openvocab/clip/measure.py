@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from openvocab.clip.preprocess import normalize
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.decode import to_rgb
 from openvocab.data.source import Pairs
-from openvocab.metrics.classify import mean_per_class_recall, top_k_credits
+from openvocab.metrics.classify import mean_average_precision, mean_per_class_recall, top_k_credits
 from openvocab.metrics.retrieve import RECALLS, retrieval_ranks, summarize_ranks
 from openvocab.progress import track
 from openvocab.shapes import Embeds
@@ -74,7 +75,7 @@ class Measured:
 
 
 def zero_shot(clip: CLIP, pairs: Pairs, templates: str | Sequence[str]) -> Measured:
-    """The nearest class name wins: `top1`, `top5`, `mean_per_class`, `pictures`, `broken`."""
+    """The nearest class name wins: `top1`, `top5`, `mean_per_class`, `map`, `pictures`, `broken`."""
     found = embed_labelled(clip, pairs)
     scores = found.features @ vocabulary(clip, list(pairs.classnames), templates).embeds.T
     return classified(scores, found.labels, found.broken)
@@ -85,6 +86,7 @@ def classified(scores: Float[Tensor, "image label"], labels: Int[Tensor, " image
     rows = {f"top{k}": top_k_credits(scores, labels, k) for k in (1, 5) if k <= scores.shape[1]}
     figures = {name: credits.mean().item() for name, credits in rows.items()}
     figures["mean_per_class"] = mean_per_class_recall(scores, labels)
+    figures["map"] = mean_average_precision(scores, F.one_hot(labels, scores.shape[1]).bool())
     return Measured(figures | {"pictures": float(len(labels)), "broken": float(broken)}, rows)
 
 

@@ -26,13 +26,14 @@ from openvocab.lab import evaluation_report, skills
 from openvocab.lab.bias import Audit, measure_bias
 from openvocab.lab.few_shot import SHOTS, few_shot_table
 from openvocab.lab.overlap import overlap
+from openvocab.lab.robustness import measure_robustness
 from openvocab.metrics.calibration import reliability
 from openvocab.metrics.compare import paired_bootstrap
 from openvocab.metrics.interval import wilson
 from openvocab.progress import note
 
-TASKS = ("zeroshot", "retrieval", "skills", "bias", "overlap", "probe", "fewshot", "calibration")
-TRAINED = TASKS[4:]
+TASKS = ("zeroshot", "retrieval", "skills", "bias", "robustness", "overlap", "probe", "fewshot", "calibration")
+TRAINED = TASKS[5:]
 """Tasks that need training pictures: to compare with, or labelled ones to fit something on."""
 
 
@@ -219,6 +220,8 @@ def _measure(
         return measure.zero_shot(clip, test, templates), {}
     if task == "retrieval":
         return measure.retrieve(clip, test), {}
+    if task == "robustness":
+        return measure_robustness(clip, test, templates)
     assert train is not None
     if task == "overlap":
         return overlap(clip, train, test, templates)

@@ -35,6 +35,10 @@ def _sections(result: dict[str, Any], rows: list[list[Any]]) -> list[report.Sect
         rows = [list(gap.values()) for gap in result["gaps"]]
         table = report.table(("answer", "group", "pictures", "gap", "low", "high", "p"), rows)
         sections.append(report.Section("Gaps", "Each group's rate less that of all the others.", table))
+    if "drops" in result:
+        rows = [[name, *drop.values()] for name, drop in result["drops"].items()]
+        table = report.table(("change", "drop", "low", "high", "p"), rows)
+        sections.append(report.Section("Drops", "What each change of the pictures takes from top-1.", table))
     if "reliability" in result:
         plots = [
             report.curve([tuple(place) for place in bins], f"confidence, {name} calibration", "accuracy", DIAGONAL)

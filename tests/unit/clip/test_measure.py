@@ -8,7 +8,7 @@ from openvocab.data.pairs import open_pairs
 
 def test_a_perfect_classifier_and_a_wrong_one():
     found = measure.classified(torch.eye(8), torch.arange(8), broken=2)
-    assert found.figures == {"top1": 1, "top5": 1, "mean_per_class": 1, "pictures": 8, "broken": 2}
+    assert found.figures == {"top1": 1, "top5": 1, "mean_per_class": 1, "map": 1, "pictures": 8, "broken": 2}
     wrong = measure.classified(torch.eye(8).roll(1, 0), torch.arange(8), broken=0)
     assert (wrong.figures["top1"], wrong.figures["mean_per_class"]) == (0, 0)
     assert torch.equal(wrong.rows["top1"], torch.zeros(8, dtype=torch.float64))
