@@ -34,9 +34,10 @@ WORDS_IN_PAIRS = (
     'model.text={"kind": "CBOWConfig", "vocabulary_size": 512, "context_length": 40, "dim": 128, "neighbours": true}',
     "model.embed_dim=128",
 )
-TWO_THINGS = ("data.negatives=64", "data.world.share_single=0.5")
-BEFORE = Arm(settings=(*WORDS_IN_PAIRS, *TWO_THINGS, "fit.steps=1000"))
-AFTER = Arm(settings=(*TWO_THINGS, "data.hard_negatives=swap_colours", "fit.steps=800"), init=BEFORE)
+MIX = ("data.hard_negatives=swap_colours", "data.negatives=64", "data.world.share_single=0.5")
+LIGHT = "optim.weight_decay=0.1"
+BEFORE = Arm(settings=(*WORDS_IN_PAIRS, LIGHT, "fit.steps=1000"))
+AFTER = Arm(settings=(*MIX, LIGHT, "fit.steps=800"), init=BEFORE)
 REPAIR_WORLD = "generated scenes, 0.26 M parameters, 1,000 steps and 800 more with exchanged colours"
 
 DEPTHS = (1, 2, 4)
@@ -125,7 +126,7 @@ def repair(seed: int) -> Figures:
 @cache
 def composition(seed: int) -> Figures:
     """Text towers of several depths, all trained with exchanged colours: binding, and pairs that were never seen."""
-    mix = (*TWO_THINGS, "data.hard_negatives=swap_colours", "fit.steps=600")
+    mix = (*MIX, LIGHT, "fit.steps=600")
     arms = {f"{depth} layers": Arm(settings=(f"model.text.layers={depth}", *mix)) for depth in DEPTHS}
     figures: Figures = {}
     (swaps,) = skills(("binding",))
