@@ -58,8 +58,9 @@ def tail_gain(seed: int) -> Figures:
         right = _answers(model)
         figures[f"{name}_tail"] = right[ranked[-TAIL:]].mean().item()
         figures[f"{name}_head"] = right[ranked[:-TAIL]].mean().item()
-        labels = [label for row in range(count) if (label := open_pairs(folder).label(row)) is not None]
-        figures[f"{name}_tail_pairs"] = float(np.isin(labels, ranked[-TAIL:]).sum())
+        drawn = open_pairs(folder)
+        rare = set(ranked[-TAIL:].tolist())
+        figures[f"{name}_tail_pairs"] = float(sum(drawn.label(row) in rare for row in range(count)))
     figures["tail_gain"] = figures["balanced_tail"] - figures["raw_tail"]
     figures["head_gain"] = figures["balanced_head"] - figures["raw_head"]
     return figures
