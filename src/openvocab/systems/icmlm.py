@@ -42,6 +42,8 @@ from openvocab.train.config import GroupConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
 
+Cells = Float[Tensor, "text patch dim"]
+Words = Float[Tensor, "text token dim"]
 HIDDEN = "___"
 """Marks the word to be filled in."""
 
@@ -70,36 +72,26 @@ class ICMLMConfig:
 class AttentionHead(nn.Module):
     """att+fc: what the hidden word finds in the picture, then fully connected layers."""
 
-    def __init__(self, config: ICMLMConfig, cell_dim: int):
+    def __init__(self, config: ICMLMConfig):
         super().__init__()
-        self.cells, self.words = nn.Linear(cell_dim, config.dim), nn.Linear(config.text.dim, config.dim)
-        self.attention = CrossAttention(config.dim, config.heads)
-        self.hidden, self.out = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, len(config.concepts))
+        self.attention, self.hidden = CrossAttention(config.dim, config.heads), nn.Linear(config.dim, config.dim)
 
-    def forward(
-        self, cells: Float[Tensor, "text patch cell"], words: Float[Tensor, "text token dim"], at: Int[Tensor, " text"]
-    ) -> Float[Tensor, "text concept"]:
-        query = self.words(words[torch.arange(len(at)), at])[:, None]
-        seen, _ = self.attention(query, self.cells(cells))
-        return self.out(F.relu(self.hidden(seen[:, 0])))
+    def forward(self, cells: Cells, words: Words, at: Int[Tensor, " text"]) -> Float[Tensor, "text dim"]:
+        seen, _ = self.attention(words[torch.arange(len(at)), at][:, None], cells)
+        return F.relu(self.hidden(seen[:, 0]))
 
 
 class TransformerHead(nn.Module):
     """tfm: cells and words in one sequence; the concept is read at the hidden word."""
 
-    def __init__(self, config: ICMLMConfig, cell_dim: int):
+    def __init__(self, config: ICMLMConfig):
         super().__init__()
-        self.cells, self.words = nn.Linear(cell_dim, config.dim), nn.Linear(config.text.dim, config.dim)
         self.blocks = Transformer(config.head_layers, config.dim, config.heads, 4 * config.dim, "gelu", 1e-5)
-        self.norm, self.out = nn.LayerNorm(config.dim), nn.Linear(config.dim, len(config.concepts))
+        self.norm = nn.LayerNorm(config.dim)
         initialize_blocks(self.blocks, config.dim)
 
-    def forward(
-        self, cells: Float[Tensor, "text patch cell"], words: Float[Tensor, "text token dim"], at: Int[Tensor, " text"]
-    ) -> Float[Tensor, "text concept"]:
-        joined = torch.cat([self.words(words), self.cells(cells)], dim=1)
-        hidden = self.blocks(joined).tokens[torch.arange(len(at)), at]
-        return self.out(self.norm(hidden))
+    def forward(self, cells: Cells, words: Words, at: Int[Tensor, " text"]) -> Float[Tensor, "text dim"]:
+        return self.norm(self.blocks(torch.cat([words, cells], dim=1)).tokens[torch.arange(len(at)), at])
 
 
 class ICMLM(SystemModel):
@@ -115,8 +107,9 @@ class ICMLM(SystemModel):
         tower = ViT if isinstance(config.image, ViTConfig) else ResNet
         self.image = tower(config.image, len(config.concepts))  # type: ignore[arg-type]
         self.text = TextTransformer(config.text, config.text.dim).requires_grad_(False)
-        head = AttentionHead if config.head == "attention" else TransformerHead
-        self.head = head(config, config.image.dim)
+        self.see, self.read = nn.Linear(config.image.dim, config.dim), nn.Linear(config.text.dim, config.dim)
+        self.head = (AttentionHead if config.head == "attention" else TransformerHead)(config)
+        self.out = nn.Linear(config.dim, len(config.concepts))
         self.words = WordTokenizer(config.words)
         ids = torch.full((config.text.vocabulary_size,), -1)
         ids[[self.words.ids[word] for word in config.concepts]] = torch.arange(len(config.concepts))
@@ -132,7 +125,7 @@ class ICMLM(SystemModel):
         """The same from a picture's cells."""
         with torch.no_grad():
             words = self.text(tokens.scatter(1, at[:, None], MASK)).tokens
-        return self.head(cells, words, at)
+        return self.out(self.head(self.see(cells), self.read(words), at))
 
     def complete(self, picture: Image.Image, sentence: str, k: int = 5) -> list[tuple[str, float]]:
         """The likeliest concepts in place of `___`, with their probabilities.
@@ -140,15 +133,14 @@ class ICMLM(SystemModel):
         Raises:
             ValueError: the sentence has no `___`, or not one.
         """
-        if sentence.split().count(HIDDEN) != 1:
+        words, config = words_of(sentence), self.config
+        if words.count(HIDDEN) != 1:
             raise ValueError(f"{sentence!r}: expected one {HIDDEN} in place of the word to be found")
-        tokens = self.words([sentence], self.config.text.context_length)
-        at = torch.tensor([sentence.split().index(HIDDEN)])
+        tokens, at = self.words([sentence], config.text.context_length), torch.tensor([words.index(HIDDEN)])
         with evaluating(self):
-            best = (
-                self(self.preprocess(picture)[None], tokens, at)[0].softmax(0).topk(min(k, len(self.config.concepts)))
-            )
-        return [(self.config.concepts[row], p) for p, row in zip(best.values.tolist(), best.indices.tolist())]
+            shares = self(self.preprocess(picture)[None], tokens, at)[0].softmax(0)
+        best = shares.topk(min(k, len(config.concepts)))
+        return [(config.concepts[row], share) for share, row in zip(best.values.tolist(), best.indices.tolist())]
 
 
 FUNCTION_WORDS = frozenset(
@@ -159,18 +151,9 @@ FUNCTION_WORDS = frozenset(
 
 
 def _text(vocabulary_size: int, context_length: int, dim: int, layers: int, heads: int) -> TextConfig:
-    return TextConfig(
-        vocabulary_size=vocabulary_size,
-        context_length=context_length,
-        dim=dim,
-        layers=layers,
-        heads=heads,
-        mlp_dim=4 * dim,
-        activation="gelu",
-        causal=False,
-        pool="last",
-        projection="none",
-    )
+    sizes = {"vocabulary_size": vocabulary_size, "context_length": context_length, "dim": dim, "mlp_dim": 4 * dim}
+    kind = {"activation": "gelu", "causal": False, "pool": "last", "projection": "none"}
+    return TextConfig(layers=layers, heads=heads, **sizes, **kind)  # type: ignore[arg-type]
 
 
 SIZES = {
@@ -260,24 +243,10 @@ def prepare(
     loader = batches(
         data, pairs, model.preprocessing, model.words, context_length=length, seed=seed, trim=False, folder=folder
     )
-    language = Stage(
-        name="language",
-        data=loader,
-        loss=language_loss,
-        optim=recipe.optim,
-        config=recipe.fit,
-        groups=(GroupConfig(name="text", prefixes=("text.",)),),
-    )
-    pictures = Stage(
-        name="icmlm",
-        data=loader,
-        loss=loss,
-        embed=embed,
-        optim=recipe.optim,
-        config=recipe.fit,
-        groups=recipe.groups,
-    )
-    return model, (language, pictures)
+    stage = Stage(name="icmlm", data=loader, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
+    text = (GroupConfig(name="text", prefixes=("text.",)),)
+    language = replace(stage, name="language", loss=language_loss, embed=None, groups=text)
+    return model, (language, replace(stage, groups=recipe.groups))
 
 
 def _fitted(config: ICMLMConfig, captions: Sequence[str]) -> ICMLMConfig:

@@ -195,26 +195,10 @@ def prepare(
     torch.manual_seed(recipe.fit.seed)
     model = VisualNGrams(replace(config, ngrams=config.ngrams or ngrams))
     model.name, model.trained_on = f"visual_ngrams-{Path(data.pairs.source).stem}", origin(data, pairs)
-    loader = batches(
-        data,
-        pairs,
-        model.preprocessing,
-        model.codes,
-        context_length=config.context_length,
-        seed=recipe.fit.seed,
-        trim=False,
-        folder=folder,
-    )
-    stage = Stage(
-        name="visual_ngrams",
-        data=loader,
-        loss=loss,
-        embed=embed,
-        optim=recipe.optim,
-        config=recipe.fit,
-        groups=recipe.groups,
-    )
-    return model, (stage,)
+    length, seed, pixels = config.context_length, recipe.fit.seed, model.preprocessing
+    loader = batches(data, pairs, pixels, model.codes, context_length=length, seed=seed, trim=False, folder=folder)
+    stage = Stage(name="visual_ngrams", data=loader, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
+    return model, (replace(stage, groups=recipe.groups),)
 
 
 def evaluate(model: VisualNGrams, pairs: Pairs) -> dict[str, float]:
