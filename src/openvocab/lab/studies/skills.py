@@ -37,8 +37,8 @@ WORDS_IN_PAIRS = (
 MIX = ("data.hard_negatives=swap_colours", "data.negatives=64", "data.world.share_single=0.5")
 LIGHT = "optim.weight_decay=0.1"
 BEFORE = Arm(settings=(*WORDS_IN_PAIRS, LIGHT, "fit.steps=1000"))
-AFTER = Arm(settings=(*MIX, LIGHT, "fit.steps=800"), init=BEFORE)
-REPAIR_WORLD = "generated scenes, 0.26 M parameters, 1,000 steps and 800 more with exchanged colours"
+AFTER = Arm(settings=(*MIX, LIGHT, "fit.steps=1200"), init=BEFORE)
+REPAIR_WORLD = "generated scenes, 0.26 M parameters, 1,000 steps and 1,200 more with exchanged colours"
 
 DEPTHS = (1, 2, 4)
 ABSTRACT = ("same", "symmetry", "odd")
