@@ -4,6 +4,7 @@ import ast
 import io
 import tokenize
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import openvocab
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parents[1] / "src" / "openvocab"
 BLOCK = 12
 
 
-def code_lines(path: Path) -> list[str]:
+def code_lines(path: Path, imports: bool = True) -> list[str]:
     """Lines that hold code: no blanks, no comments, no docstrings."""
     source = path.read_text()
     kept = set()
@@ -20,16 +21,18 @@ def code_lines(path: Path) -> list[str]:
         if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
             kept.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        doc = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if doc or (not imports and isinstance(node, (ast.Import, ast.ImportFrom))):
             kept -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     lines = source.splitlines()
     return [lines[number - 1].strip() for number in sorted(kept) if number <= len(lines) and lines[number - 1].strip()]
 
 
-def repeated(files: dict[Path, list[str]]) -> list[str]:
-    """Places where a block of lines that stands elsewhere begins."""
+def repeated(paths: Iterable[Path]) -> list[str]:
+    """Places where a block of lines that stands elsewhere begins; what a file imports is no repetition."""
     places = defaultdict(list)
-    for path, lines in files.items():
+    for path in paths:
+        lines = code_lines(path, imports=False)
         for start in range(len(lines) - BLOCK + 1):
             places[tuple(lines[start : start + BLOCK])].append(f"{path.relative_to(ROOT)}:~{start}")
     return [" = ".join(where) for where in places.values() if len(where) > 1]
