@@ -5,7 +5,7 @@ from openvocab.lab.claims import Untested
 UNTESTED = (
     Untested(
         name="people-on-pets",
-        says="CLIP names breeds of pets better than people do, and people gain far more from one example than from two.",
+        says="CLIP names breeds of pets better than people do, and they gain more from a first example than a second.",
         source="CLIP, section 4, table 2",
         published="CLIP 93.5 % zero-shot; five people 53.7 % with no example, 75.7 % with one, 75.7 % with two",
         reason="needs people and the Oxford-IIIT Pets photographs",
