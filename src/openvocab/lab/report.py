@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL import Image
 from openvocab import storage
 
 Number = int | float
+NUM_COLOURS = 6
 
 STYLE = """
 :root { --ink: #1d2129; --soft: #667085; --line: #e4e7ec; --paper: #fff;
@@ -35,6 +36,9 @@ table { border-collapse: collapse; margin: 8px 0 } td, th { padding: 4px 18px 4p
 .pair { display: flex; flex-wrap: wrap; gap: 32px }
 .map img { image-rendering: pixelated; width: 420px; max-width: 100% }
 svg { max-width: 100%; height: auto } svg text { fill: var(--soft); font: 11px system-ui, sans-serif }
+.line-0 { --hue: #3b5bdb } .line-1 { --hue: #2b8a3e } .line-2 { --hue: #e8590c } .line-3 { --hue: #9c36b5 }
+.line-4 { --hue: #0b7285 } .line-5 { --hue: #c92a2a }
+svg text[class^=line] { fill: var(--hue) } svg .curve[class*=line] { stroke: var(--hue) }
 .axis { stroke: var(--line) } .curve { fill: none; stroke: var(--accent); stroke-width: 1.8 }
 """
 
@@ -76,8 +80,25 @@ def curve(
     points: Sequence[tuple[Number, Number]], x_name: str, y_name: str, dashed: Sequence[tuple[Number, Number]] = ()
 ) -> str:
     """A line over its axes; the `dashed` one is what the eye should compare it with (chance, say)."""
-    wide, high, left, bottom, right = 480, 220, 48, 28, 24
-    xs, ys = zip(*points, *dashed)
+    return _figure([("curve", points, "")], x_name, y_name, dashed)
+
+
+def curves(lines: Mapping[str, Sequence[tuple[Number, Number]]], x_name: str, y_name: str) -> str:
+    """Lines over common axes, each with its name where it ends; names that would touch make room for each other."""
+    drawn = [(f"line-{number % NUM_COLOURS}", points, name) for number, (name, points) in enumerate(lines.items())]
+    return _figure(drawn, x_name, y_name)
+
+
+def _figure(
+    lines: Sequence[tuple[str, Sequence[tuple[Number, Number]], str]],
+    x_name: str,
+    y_name: str,
+    dashed: Sequence[tuple[Number, Number]] = (),
+) -> str:
+    """Lines as (class, points, name) over their axes."""
+    named = any(name for _, _, name in lines)
+    wide, high, left, bottom, right = (600, 300, 48, 28, 120) if named else (480, 220, 48, 28, 24)
+    xs, ys = zip(*(point for _, points, _ in lines for point in points), *dashed)
     x_low, x_high, y_low, y_high = min(xs), max(xs), min(0.0, *ys), max(ys)
 
     def place(x: Number, y: Number) -> tuple[float, float]:
@@ -100,10 +121,15 @@ def curve(
     if dashed:
         style = 'fill="none" stroke-dasharray="4 4" stroke="var(--soft)"'
         marks.append(f'<polyline {style} points="{line(dashed)}"/>')
+    marks += [f'<polyline class="curve {kind}" points="{line(points)}"/>' for kind, points, _ in lines]
+    above = -math.inf
+    for end, kind, name in sorted((place(*points[-1])[1], kind, name) for kind, points, name in lines if name):
+        above = max(end + 4, above + 13)
+        marks.append(f'<text class="{kind}" x="{wide - right + 6}" y="{above:.1f}">{html.escape(name)}</text>')
     caption = f"{html.escape(y_name)} against {html.escape(x_name)}"
     return (
         f'<figure><svg viewBox="0 0 {wide} {high}" width="{wide}" role="img" aria-label="{caption}">{"".join(marks)}'
-        f'<polyline class="curve" points="{line(points)}"/></svg><figcaption>{caption}</figcaption></figure>'
+        f"</svg><figcaption>{caption}</figcaption></figure>"
     )
 
 

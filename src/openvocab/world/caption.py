@@ -69,7 +69,7 @@ PROMPTS = (
 """Templates in the captions' own manner, for an ensemble; `fill_prompt` puts a class name in."""
 
 _OPENINGS = ("a photo of ", "a picture of ", "an image of ", "there is ", "this is ")
-_STYLE_OPENINGS = {
+STYLE_OPENINGS = {
     "textured": ("a textured picture of ", "a patterned picture of "),
     "sketch": ("a sketch of ", "a chalk drawing of "),
     "inverted": ("an inverted picture of ", "a negative of "),
@@ -261,7 +261,7 @@ def _sentence(
 
 def _opening(u: list[float], style: str, config: CaptionConfig) -> tuple[str, str] | None:
     if style != "clean" and u[0] < config.style:
-        return _pick(_STYLE_OPENINGS[style], u[1]), "style"
+        return _pick(STYLE_OPENINGS[style], u[1]), "style"
     if u[0] < config.opening:
         return _pick(_OPENINGS, u[1]), ""
     return None
@@ -309,7 +309,7 @@ def _phrase(group: list[_Object], u: list[float], config: CaptionConfig) -> list
         pieces += [(_say(COLOURS[first.colour], v[4], config), "colour", slots), (" ", "", ())]
     if v[3] <= 1 - config.drop / 2:
         noun = _say(SHAPES[first.shape], v[5], config)
-        return [*pieces, (noun if len(group) == 1 else _plural(noun), "shape", slots)]
+        return [*pieces, (noun if len(group) == 1 else plural(noun), "shape", slots)]
     return [*pieces, ("shape" if len(group) == 1 else "shapes", "", ())]
 
 
@@ -338,7 +338,7 @@ def _pick(choices: tuple, u: float):
     return choices[int(u * len(choices))]
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
     return noun + ("es" if noun.endswith(("s", "x")) else "s")
 
 
