@@ -26,6 +26,7 @@ def test_the_factor_is_of_pictures_at_the_highest_accuracy_of_both(monkeypatch):
     assert found["accuracy"] == pytest.approx(0.4)
     assert found["factor"] == pytest.approx(4)
     assert found["slow @1600"] == 0.4
+    assert found["factor_at_half"] == math.inf  # the slow one never gets there
 
 
 def tiny(arm):

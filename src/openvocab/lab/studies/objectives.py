@@ -90,12 +90,18 @@ def reached(curve: Curve, accuracy: float) -> float:
 
 
 def efficiency(slow: str, fast: str, seed: int) -> Figures:
-    """How many times as many pictures `slow` needs, for the highest accuracy that both reach within the run."""
+    """How many times as many pictures `slow` needs, for the highest accuracy that both reach within the run.
+
+    `factor_at_half` is the same for an accuracy of one half, far from where all arms become perfect.
+    """
     curves = {name: curve(name, seed) for name in (slow, fast)}
     accuracy = min(max(values.values()) for values in curves.values())
-    needed = {name: reached(values, accuracy) for name, values in curves.items()}
+    factors = {
+        name: reached(curves[slow], goal) / reached(curves[fast], goal)
+        for name, goal in (("factor", accuracy), ("factor_at_half", 0.5))
+    }
     points = {f"{name} @{seen}": value for name, values in curves.items() for seen, value in values.items()}
-    return {"factor": needed[slow] / needed[fast], "accuracy": accuracy} | points
+    return factors | {"accuracy": accuracy} | points
 
 
 def compared(seed: int) -> Figures:
