@@ -136,6 +136,29 @@ def claims(
 
 
 @app.command()
+def adapt(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder or file, or hf:owner/name.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="A folder for the model, perhaps a head, and the report.")],
+    group: Annotated[str | None, typer.Option(help="A column whose values must not meet in two parts.")] = None,
+    outside: Annotated[str | None, typer.Option(help="What must not be forgotten; default: generated scenes.")] = None,
+    method: Annotated[str | None, typer.Option(help="The only method to try.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and of all training.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Makes a model better on your pictures, or returns it as it was; says what it gained and what it forgot."""
+    from openvocab.lab.adaptation import adapt_model
+    from openvocab.lab.adaptation_report import rows, summary
+
+    result = adapt_model(source, data, out, group=group, outside=outside, method=method, seed=seed)
+    figures = {"chosen": summary(result)}
+    for where in ("test", "retention"):
+        for name, before, _, after, _, gain, span, _ in rows(result[where]):
+            figures[f"{where} {name}"] = f"{before} -> {after} %  ({gain}, {span})"
+    _show(result, as_json, _table({**figures, "report": str(out / "report.html")}))
+
+
+@app.command()
 def classify(
     pictures: Annotated[list[str], typer.Argument(help="Pictures; with --out one collection: a folder or tar.")],
     labels: Labels,

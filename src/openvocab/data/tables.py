@@ -70,6 +70,19 @@ def read_rows(path: Path, config: PairsConfig) -> tuple[list[Row], PairsConfig]:
     return rows, config
 
 
+def column(source: str | Path, name: str) -> dict[str, Any]:
+    """A column of a table by the keys of its samples.
+
+    Raises:
+        ValueError: not one table, or without such a column.
+    """
+    path = Path(source)
+    if path.suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"{source}: column {name!r} needs a table ({', '.join(TABLE_SUFFIXES)})")
+    rows, _ = read_rows(path, PairsConfig(source=str(source), label_key=name, captioned=False))
+    return {row.picture.strip() if isinstance(row.picture, str) else row.key: row.label for row in rows}
+
+
 def group_rows(rows: Iterable[Row], config: PairsConfig, root: Path, where: str) -> Listed:
     """Rows to samples: excludes those without a picture or caption, joins those of one picture, names the classes.
 
