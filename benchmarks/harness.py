@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from openvocab.storage import write_json
+from openvocab.storage import write_json, write_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -77,6 +77,14 @@ def record(name: str, figures: dict[str, Any], *packages: str) -> None:
     """Writes benchmarks/results/NAME.json."""
     command = " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]])
     write_json(RESULTS / f"{name}.json", {"command": command, "machine": machine(*packages), **figures})
+
+
+def write_part(page: str, name: str, text: str) -> None:
+    """Puts a text between its marks in docs/PAGE.md; what is around them stays."""
+    path = HERE.parent / "docs" / f"{page}.md"
+    start, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    head, rest = path.read_text(encoding="utf-8").split(start)
+    write_text(path, head + start + text + end + rest.split(end)[1])
 
 
 def show(figures: dict[str, Any]) -> None:

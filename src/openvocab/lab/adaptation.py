@@ -89,7 +89,7 @@ def adapt_model(
         ValueError: an unknown method, data that cannot be split or learned, or `out` holds another adaptation.
     """
     clip, pairs = open_model(source), open_pairs(data)
-    labelled = bool(pairs.classnames) and all(pairs.label(index) is not None for index in range(len(pairs)))
+    labelled = bool(pairs.classnames)
     names = _methods(method, labelled)
     asked = {
         "model": {"name": clip.name, "fingerprint": clip.fingerprint},
@@ -137,7 +137,9 @@ def adapt_model(
 def divide(
     pairs: Pairs, data: str, group: str | None, labelled: bool, seed: int
 ) -> tuple[dict[str, Part], dict[str, Any]]:
-    """The readable pictures of the data as training, validation and test parts, and what is to be said of them.
+    """The data as training, validation and test parts, and what is to be said of them.
+
+    Pictures that cannot be read are left out, and those without a class where others have one.
 
     Raises:
         ValueError: they cannot be split.
@@ -145,8 +147,9 @@ def divide(
     rows, prints = [], []
     for index in track(range(len(pairs)), f"reading {pairs.source}", unit="picture"):
         try:
-            prints.append(print_of(pairs.image(index)))
-            rows.append(index)
+            if not labelled or pairs.label(index) is not None:
+                prints.append(print_of(pairs.image(index)))
+                rows.append(index)
         except ValueError:
             continue
     if not rows:
@@ -162,7 +165,7 @@ def divide(
             raise ValueError(f"{data}: {len(straddling)} {what} are in two parts at once")
     parts = {name: Part(pairs, [rows[place] for place in places]) for name, places in chosen.items()}
     about = {name: len(part) for name, part in parts.items()}
-    about |= {"broken": len(pairs) - len(rows), "copies": dealt.copies}
+    about |= {"left_out": len(pairs) - len(rows), "copies": dealt.copies}
     if groups:
         about |= {"groups": len(set(groups)), "copies_across_groups": len(splits.leaks(_by(groups), marks))}
     return parts, about
