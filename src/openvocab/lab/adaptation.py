@@ -40,6 +40,8 @@ from openvocab.lab.tuning import TUNINGS, check_overfit, tune
 from openvocab.metrics.compare import paired_bootstrap, real_gain
 from openvocab.metrics.retrieve import retrieval_ranks
 from openvocab.progress import note, track
+from openvocab.world.caption import PROMPTS
+from openvocab.world.scene import CLASSES
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """Of the way from the old weights to the tuned ones (WiSE-FT)."""
@@ -182,7 +184,9 @@ def answers(clip: CLIP, pairs: Pairs, head: Head | None = None) -> Measured:
 
 
 def wordings(pairs: Pairs) -> tuple[str, ...] | str:
-    """The templates that the data's own class captions were made from; else the generic ones."""
+    """The templates of the data's own class captions, those of generated scenes, or the generic ones."""
+    if pairs.classnames == CLASSES:
+        return PROMPTS
     index = next(index for index in range(len(pairs)) if pairs.label(index) is not None)
     label = pairs.label(index)
     assert label is not None

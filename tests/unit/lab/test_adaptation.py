@@ -30,7 +30,7 @@ def model(tmp_path, monkeypatch):
     return tmp_path / "model"
 
 
-def labelled(folder, noise=False, count=30):
+def labelled(folder, noise=False, count=20):
     """Noisy pictures of three colours in a table, with a column of groups."""
     random, rows = np.random.default_rng(0), []
     folder.mkdir()
@@ -55,8 +55,8 @@ def test_labels_that_say_something_are_learned_and_what_is_saved_answers_the_sam
     gain = found["test"]["top1"]
     assert gain["after"][0] > gain["before"][0] + 0.2
     assert gain["gain"]["low"] > 0
-    assert found["splits"]["groups"] == 45
-    assert sum(found["splits"][name] for name in ("train", "validation", "test")) == 90
+    assert found["splits"]["groups"] == 30
+    assert sum(found["splits"][name] for name in ("train", "validation", "test")) == 60
     clip = ov.load(str(out / "model"))
     head = classifier.load(out / "head") if (out / "head").exists() else None
     assert (head is None) == (found["chosen"] == "fine-tuning")
