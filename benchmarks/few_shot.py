@@ -32,7 +32,7 @@ Sides = tuple[CLIP, Pairs, Pairs, tuple[str, ...]]
 
 def generated(world: WorldConfig) -> Sides:
     train, test = (
-        open_scenes(count, world=world, seed=TEST_SEED + seed, split="all", captions_per_scene=1)
+        open_scenes(count, world=world, seed=TEST_SEED + seed, split="all", holdout=None, captions_per_scene=1)
         for count, seed in ((6000, 7), (3000, 8))
     )
     return loading.load("demo"), train, test, PROMPTS
