@@ -221,7 +221,7 @@ def signed_bars(figures: Mapping[str, Interval]) -> str:
 
 CLAIMS = (
     Claim(
-        name="calibrated_probabilities",
+        name="calibrated-probabilities",
         says="A temperature fitted on labelled pictures makes probabilities mean what they say.",
         source="Guo et al. 2017, section 4.2; asked for by CLIP's users",
         expects="the expected calibration error is at most half of what it was",
@@ -231,7 +231,7 @@ CLAIMS = (
         seeds=5,
     ),
     Claim(
-        name="conformal_sets",
+        name="conformal-sets",
         says="Sets of answers hold the right one as often as asked, nine times in ten.",
         source="split conformal prediction, Vovk et al. 2005",
         expects="coverage within a point of 90 % on 10,000 new pictures",
@@ -241,7 +241,7 @@ CLAIMS = (
         seeds=5,
     ),
     Claim(
-        name="search_on_test",
+        name="search-on-test",
         says="Prompts chosen on the test set report more than they are worth.",
         source="CLIP, section 6 (limitations): repeated queries of full validation sets",
         expects="the figure of the choice falls on fresh pictures, that of a choice by other pictures does not",
@@ -251,7 +251,7 @@ CLAIMS = (
         seeds=5,
     ),
     Claim(
-        name="one_class_more",
+        name="one-class-more",
         says="A new class takes a sentence, where a closed classifier takes pictures and a new fit.",
         source="CLIP, sections 1 and 3.1",
         expects="the sentence is better at the new class than a classifier refitted with one picture of it",
@@ -260,7 +260,7 @@ CLAIMS = (
         study=one_class_more,
     ),
     Claim(
-        name="kinds_of_data",
+        name="kinds-of-data",
         says="Zero-shot does best on ordinary kinds and worst on synthetic ones.",
         source="CLIP, section 3.1.5, figure 5",
         expects="the gain over a supervised linear classifier is larger on what captions tell of",
@@ -270,7 +270,7 @@ CLAIMS = (
         picture=signed_bars,
     ),
     Claim(
-        name="years_to_look",
+        name="years-to-look",
         says="One picture a second, the training of CLIP takes 405 years.",
         source="CLIP, section 6: 12.8 billion pictures in 32 epochs",
         expects="405 years",

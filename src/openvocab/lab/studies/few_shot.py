@@ -38,7 +38,7 @@ def table(seed: int) -> Figures:
 
 CLAIMS = (
     Claim(
-        name="few_shot_falls",
+        name="few-shot-falls",
         says="With two labelled pictures a class, a linear probe is worse than zero-shot: it forgets the words.",
         source="CLIP, section 3.1.4",
         expects="the plain probe's accuracy minus zero-shot's is negative at 2 shots (and at 1)",
@@ -48,7 +48,7 @@ CLAIMS = (
         seeds=5,
     ),
     Claim(
-        name="few_shot_keeps",
+        name="few-shot-keeps",
         says="Methods that begin at the words, and leave them for a sure gain only, do not fall below zero-shot.",
         source="the answer to CLIP, section 3.1.4",
         expects="the mean gain over 1 to 16 shots of the worst of six gated methods is above -0.5 points",

@@ -158,7 +158,7 @@ CLAIMS = (
         picture=_bars("share of the way from chance to no mistake", "colour", "shape", "size", "count"),
     ),
     Claim(
-        name="abstract_tasks",
+        name="abstract-tasks",
         says="Abstract and systematic questions are answered near chance.",
         source="CLIP, section 6",
         expects="Sameness, symmetry and the odd one out get less than a tenth of the way from chance to no mistake.",
@@ -168,7 +168,7 @@ CLAIMS = (
         picture=_bars("share of the way from chance to no mistake", *ABSTRACT),
     ),
     Claim(
-        name="fine_grained",
+        name="fine-grained",
         says="Classes that differ in one small attribute are told apart less well.",
         source="CLIP, section 6",
         expects="The same tiny objects: at least 5 points fewer right answers against a similar class than another.",
@@ -188,7 +188,7 @@ CLAIMS = (
         picture=_bars("accuracy, chance 0.5", "never_read", "read_in_training"),
     ),
     Claim(
-        name="text_on_image",
+        name="text-on-image",
         says="CLIP learns to read text on pictures when captions quote it.",
         source="CLIP, section 3.1.5 (rendered SST-2)",
         expects="At least three times chance on 24 words.",
@@ -197,7 +197,7 @@ CLAIMS = (
         study=reading,
     ),
     Claim(
-        name="style_shift",
+        name="style-shift",
         says="Zero-shot accuracy falls where the style of pictures is not that of the training set.",
         source="CLIP, sections 3.3 and 6",
         expects="At least 10 points fewer shapes named in four unseen styles than in clean pictures.",
@@ -207,7 +207,7 @@ CLAIMS = (
         picture=_bars("shapes named, chance 0.125", "clean", *(style for style in STYLES if style != "clean")),
     ),
     Claim(
-        name="far_shift",
+        name="far-shift",
         says="On truly new data zero-shot CLIP loses to logistic regression on raw pixels.",
         source="CLIP, section 6 (MNIST)",
         expects="Real handwritten digits: zero-shot below logistic regression on 64 pixels.",
@@ -217,7 +217,7 @@ CLAIMS = (
         picture=_bars("accuracy, chance 0.1", "zero_shot", "raw_pixels"),
     ),
     Claim(
-        name="repaired_binding",
+        name="repaired-binding",
         says="Captions with exchanged colours as further wrong answers teach which colour belongs to which shape.",
         source="NegCLIP, arXiv 2210.01936",
         expects="Binding gains at least 20 points.",
@@ -227,7 +227,7 @@ CLAIMS = (
         picture=_bars("accuracy on exchanged colours, chance 0.5", "before", "after"),
     ),
     Claim(
-        name="repair_is_local",
+        name="repair-is-local",
         says="The repair of one skill leaves the others as they were.",
         source="NegCLIP, arXiv 2210.01936",
         expects="On average fewer than one of the 20 other skills falls below its 95 % interval of before.",
@@ -236,7 +236,7 @@ CLAIMS = (
         study=repair,
     ),
     Claim(
-        name="binding_against_composition",
+        name="binding-against-composition",
         says="A deeper text tower learns pairs of colour and shape by heart instead of putting them together.",
         source="our speedrun's two tracks",
         expects="Pairs that were never seen: four layers at least 5 points below one.",

@@ -181,7 +181,7 @@ def _top1(clip: CLIP, test: str) -> Figures:
 
 CLAIMS = (
     Claim(
-        name="one_word_two_things",
+        name="one-word-two-things",
         says="A word with two meanings finds the commoner thing; a clarified prompt finds the one that is meant.",
         source="CLIP, section 3.1.4: construction cranes and cranes that fly",
         expects="average precision of the rarer sense rises by more than 30 points with the proposed prompt",
@@ -190,7 +190,7 @@ CLAIMS = (
         study=one_word_two_things,
     ),
     Claim(
-        name="planted_bias",
+        name="planted-bias",
         says="What captions say more often of one group, the model answers more often for that group.",
         source="CLIP, section 7.1",
         expects="the audit finds the planted gap of 50 points to within 10, and none in the control",
@@ -199,7 +199,7 @@ CLAIMS = (
         study=planted_bias,
     ),
     Claim(
-        name="past_the_context",
+        name="past-the-context",
         says="Stretched positions read what the context cut off, and short texts keep their scores.",
         source="Long-CLIP, section 3.2",
         expects="chance before; above 20 % after a short training, short top-1 within 5 points of what it was",
