@@ -52,7 +52,7 @@ def tail_gain(seed: int) -> Figures:
     front = _corpus(seed, _rows(pool, np.arange(2 * count)), AS_THEY_COME)
     pairs = open_pairs(front)
     raw = _corpus(seed, _rows(pool, np.array([int(pairs.key(row)) for row in range(count)])), AS_THEY_COME)
-    figures: Figures = {"pairs": float(count)}
+    figures: Figures = {}
     for name, folder in (("balanced", balanced), ("raw", raw)):
         model = trained(Arm(settings=SHORT.settings, data=str(folder)), seed) / "model"
         right = _answers(model)
@@ -60,7 +60,8 @@ def tail_gain(seed: int) -> Figures:
         figures[f"{name}_head"] = right[ranked[:-TAIL]].mean().item()
         drawn = open_pairs(folder)
         rare = set(ranked[-TAIL:].tolist())
-        figures[f"{name}_tail_pairs"] = float(sum(drawn.label(row) in rare for row in range(count)))
+        figures[f"{name}_pairs"] = float(len(drawn))
+        figures[f"{name}_tail_pairs"] = float(sum(drawn.label(row) in rare for row in range(len(drawn))))
     figures["tail_gain"] = figures["balanced_tail"] - figures["raw_tail"]
     figures["head_gain"] = figures["balanced_head"] - figures["raw_head"]
     return figures
