@@ -17,9 +17,13 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"
 CLAIMS = ROOT / "benchmarks" / "results" / "claims"
 TITLES = {
+    "adapt": "Adapting to photographs with captions",
+    "corpus": "Building a data set",
     "coverage": "Architectures that build and load",
     "demo": "The demo over seeds",
     "embed": "Embedding files, beside open_clip",
+    "few_shot": "Few-shot methods",
+    "layouts": "The same figures from every layout",
     "loss": "The losses, beside open_clip",
     "preprocess": "Preprocessing, beside torchvision as open_clip uses it",
     "real": "Real pictures",
@@ -28,6 +32,8 @@ TITLES = {
     "train": "A training step of ViT-B/32, beside open_clip",
     "world": "Generated scenes per second",
 }
+PAGES = {"adapt": "adapting.md", "few_shot": "adapting.md"}
+"""Where results stand that are tables of their own."""
 HIDDEN = {"command", "machine", "runs", "cells", "rows", "hardware", "versions"}
 
 
@@ -93,8 +99,9 @@ def page() -> str:
             f"{about}.",
             "",
         ]
-        parts += ["| figure | value |", "|---|---|"]
-        parts += [f"| {name} | {value} |" for name, value in figures(found)]
+        rows = figures(found)
+        parts += ["| figure | value |", "|---|---|"] if rows else [f"Tables: see `docs/{PAGES[path.stem]}`."]
+        parts += [f"| {name} | {value} |" for name, value in rows]
     return "\n".join(parts) + "\n"
 
 

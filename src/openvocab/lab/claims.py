@@ -92,6 +92,9 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
+        """holds, fails or undecided; unfinished while seeds are missing."""
+        if self.seeds < self.claim.seeds:
+            return "unfinished"
         return self.claim.gate.verdict(*self.figures[self.claim.gate.figure][1:])
 
 

@@ -88,4 +88,5 @@ def test_seeds_are_kept_on_disk(tmp_path):
     run(first, tmp_path)
     kept = storage.read_json(tmp_path / "words-help.json")["seeds"]
     assert outcome(first, kept).seeds == 3
+    assert outcome(first, {"0": kept["0"]}).verdict == "unfinished"
     assert kept["2"]["figures"] == pytest.approx({"gain": 0.12, "other": 2.0})
