@@ -137,7 +137,8 @@ class Transformer(nn.ModuleList):
         """Runs every block.
 
         Args:
-            layers: numbers of the blocks (from 0) whose output tokens are wanted too, returned in this order.
+            layers: numbers of the blocks (from 0) whose output tokens are wanted too, returned in this order; -1 are
+                the tokens that enter the first one.
             attention: return every block's attention weights, differentiable.
             bias: added to the attention scores of every layer, or of those it names by number.
             only: the one position of each row that is wanted. The last block then computes nothing else, and `tokens`
@@ -153,10 +154,10 @@ class Transformer(nn.ModuleList):
             for block in blocks:
                 x, _ = self._run(block, x, None, causal, False)
             return Hidden(last.at(x, only, causal=causal))  # type: ignore[operator]
-        check_layers(layers, len(self))
+        check_layers(tuple(number for number in layers if number != -1), len(self))
         if isinstance(bias, Mapping):
             check_layers(tuple(bias), len(self))
-        kept: dict[int, Tensor] = {}
+        kept: dict[int, Tensor] = {-1: x}
         weights = []
         for number, block in enumerate(self):
             here = bias.get(number) if isinstance(bias, Mapping) else bias

@@ -111,8 +111,8 @@ def fit(pixels: UInt8[np.ndarray, "height width 3"], config: PreprocessConfig) -
 
 
 def normalize(
-    pixels: UInt8[Tensor, "image 3 image_size image_size"], config: PreprocessConfig, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "image 3 image_size image_size"]:
+    pixels: UInt8[Tensor, "image 3 height width"], config: PreprocessConfig, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "image 3 height width"]:
     """(pixels / 255 - mean) / std as one multiplication and one addition, on the device of `pixels`."""
     mean, std = (torch.tensor(constants, device=pixels.device).view(3, 1, 1) for constants in (config.mean, config.std))
     return pixels.float().mul_(1 / (255 * std)).sub_(mean / std).to(dtype)

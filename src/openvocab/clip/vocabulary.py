@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,6 +37,24 @@ class Vocabulary:
     model: str
     fingerprint: str
     unseen_words: dict[str, tuple[str, ...]]
+
+
+class Made(Protocol):
+    """What a model made, and who it was."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def check_model(clip: CLIP, labels: Made) -> None:
+    """Raises ValueError where another model made the vectors."""
+    if labels.fingerprint != clip.fingerprint:
+        raise ValueError(
+            f"the vocabulary was made by {labels.model!r} ({labels.fingerprint or 'no fingerprint'}), the model is "
+            f"{clip.name!r} ({clip.fingerprint or 'no fingerprint'}): make the vocabulary with this model"
+        )
 
 
 def vocabulary(

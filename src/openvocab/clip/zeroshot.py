@@ -17,7 +17,7 @@ from openvocab import storage
 from openvocab.clip.engine import Picture, Precision, embed_files, embed_images, run_mark
 from openvocab.clip.model import CLIP
 from openvocab.clip.trust import Calibration
-from openvocab.clip.vocabulary import Labels, Vocabulary, vocabulary
+from openvocab.clip.vocabulary import Labels, Vocabulary, check_model, vocabulary
 from openvocab.data.extras import require
 from openvocab.shapes import ImageEmbeds, Logits
 
@@ -184,11 +184,7 @@ def classify_files(
 
 
 def _check_same_model(clip: CLIP, labels: Vocabulary | Fitted, calibration: Calibration | None) -> None:
-    if labels.fingerprint != clip.fingerprint:
-        raise ValueError(
-            f"the vocabulary was made by {labels.model!r} ({labels.fingerprint or 'no fingerprint'}), the model is "
-            f"{clip.name!r} ({clip.fingerprint or 'no fingerprint'}): make the vocabulary with this model"
-        )
+    check_model(clip, labels)
     if calibration is not None:
         if not isinstance(labels, Vocabulary):
             raise ValueError("a calibration belongs to a vocabulary; a fitted classifier has none")
