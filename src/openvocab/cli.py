@@ -248,6 +248,39 @@ def caption(
 
 
 @app.command()
+def segment(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    labels: Labels,
+    model: Model = None,
+    templates: Templates = "generic",
+    none_below: Annotated[
+        float | None, typer.Option(help="Pixels that no label fits with this probability belong to none.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png, classes.png and coco.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Says of every pixel which of your words it shows; any CLIP can, a model trained for it can better."""
+    source = _model(model)
+    from openvocab import loading, systems
+    from openvocab.clip.model import CLIP
+    from openvocab.data.decode import decode
+    from openvocab.lab import overlay
+
+    opened = loading.load(source)
+    segmenter = systems.get("maskclip").build("paper", opened) if isinstance(opened, CLIP) else opened
+    image = decode(picture)
+    words = labels if Path(labels).is_file() else labels.split(",")
+    found = segmenter.segment(image, words, templates=templates, none_below=none_below)
+    rows = [
+        {"label": label, "score": score, "area": mask.double().mean().item()}
+        for label, score, mask in zip(found.labels, found.scores.tolist(), found.masks)
+    ]
+    files = overlay.write(found, image, Path(picture).name, out) if out else {}
+    lines = [f"{row['area']:7.1%}  {row['label']}" for row in sorted(rows, key=lambda row: -row["area"])]
+    _show({"picture": picture, "labels": rows, **files}, as_json, "\n".join([*lines, *files.values()]))
+
+
+@app.command()
 def embed(
     source: Annotated[str, typer.Argument(help="A folder, tar files or a picture.")],
     out: Annotated[Path, typer.Option(help="The folder for vectors and keys; an unfinished one goes on.")],

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from openvocab.cli import run
 from openvocab.world.scene import CLASSES
@@ -178,3 +179,15 @@ def test_corpus_build_prints_its_report(tmp_path, capsys):
     assert report["kept"] == 9
     assert run(["corpus", "build", *words, "--seed", "1"]) == 1
     assert "config.seed was 0, now 1" in capsys.readouterr().err
+
+
+def test_segment_writes_files_that_other_tools_open(tmp_path, capsys):
+    Image.new("RGB", (50, 34), "red").save(tmp_path / "red.png")
+    line = ["segment", str(tmp_path / "red.png"), "--labels", "red circle,blue square", "--model", "demo"]
+    assert run([*line, "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(row["area"] for row in found["labels"]) == pytest.approx(1)
+    with Image.open(found["classes"]) as index:
+        assert index.size == (50, 34)
+    assert run(["segment", str(tmp_path / "none.png"), *line[2:]]) == 1
+    assert "none.png" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ class Vocabulary:
     unseen_words: dict[str, tuple[str, ...]]
 
 
+@runtime_checkable
 class Made(Protocol):
     """What a model made, and who it was."""
 

@@ -1,0 +1,55 @@
+"""A segmentation as files: an overlay for people, an index picture and a COCO json for other tools."""
+
+import colorsys
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from openvocab import storage
+from openvocab.clip.dense import NONE, Segmentation
+
+_SHARE = 0.55
+"""Of the colour over the picture."""
+
+
+def write(found: Segmentation, picture: Image.Image, name: str, out: Path) -> dict[str, str]:
+    """`overlay.png`; `classes.png`, 0 where no label fits, else the label's number from 1; `coco.json`."""
+    paths = {part: out / f"{part}.{suffix}" for part, suffix in (("overlay", "png"), ("classes", "png"))}
+    for part, image in (("overlay", overlay(found, picture)), ("classes", index_picture(found))):
+        with storage.atomic_path(paths[part]) as temporary:
+            image.save(temporary, "PNG")
+    storage.write_json(out / "coco.json", found.coco(name))
+    return {part: str(path) for part, path in (paths | {"coco": out / "coco.json"}).items()}
+
+
+def index_picture(found: Segmentation) -> Image.Image:
+    """Labels as numbers from 1, 0 for none; 16 bits where 8 do not hold them."""
+    wide = len(found.labels) > np.iinfo(np.uint8).max
+    return Image.fromarray((found.classes.numpy() + 1).astype(np.uint16 if wide else np.uint8))
+
+
+def overlay(found: Segmentation, picture: Image.Image) -> Image.Image:
+    """The picture with each label that it shows in a colour of its own, and the names below."""
+    shown = [row for row in found.classes.unique().tolist() if row != NONE]
+    pixels, colours = np.array(picture.convert("RGB"), np.float32), _colours(len(shown))
+    for row, colour in zip(shown, colours):
+        mask = (found.classes == row).numpy()
+        pixels[mask] = (1 - _SHARE) * pixels[mask] + _SHARE * colour
+    line = 18
+    canvas = Image.new("RGB", (max(picture.width, 160), picture.height + line * len(shown)), "white")
+    canvas.paste(Image.fromarray(pixels.round().astype(np.uint8)))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    for number, (row, colour) in enumerate(zip(shown, colours)):
+        y = picture.height + line * number
+        draw.rectangle((4, y + 4, 14, y + 14), fill=tuple(colour.tolist()))
+        share = (found.classes == row).double().mean().item()
+        draw.text((20, y + 2), f"{found.labels[row]}  {share:.0%}", "black", font)
+    return canvas
+
+
+def _colours(count: int) -> UInt8[np.ndarray, "label 3"]:
+    """Hues around the circle, neighbours far apart."""
+    hues = [(0.6 + 0.618034 * number) % 1 for number in range(count)]
+    return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 0.95)] for hue in hues], np.uint8)
