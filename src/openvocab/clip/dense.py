@@ -64,7 +64,7 @@ def run_lengths(mask: Bool[np.ndarray, "height width"]) -> list[int]:
     """COCO's uncompressed RLE: lengths of runs down the columns, beginning with the pixels outside."""
     flat = mask.flatten(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *edges, len(flat)]).tolist()
+    runs = np.diff(np.array([0, *edges.tolist(), len(flat)])).tolist()
     return [0, *runs] if flat[0] else runs
 
 

@@ -119,7 +119,7 @@ class MaskCLIP(nn.Module):
 def _vit_values(tower: ViT, images: Images, repository: bool) -> tuple[Dense, Tensor, tuple[int, int]]:
     last, lead = len(tower.blocks) - 1, int(tower.class_token is not None)  # type: ignore[arg-type]
     found = tower(images, layers=(last - 1,))
-    block = tower.blocks[last]  # type: ignore[index]
+    block: Any = tower.blocks[last]  # type: ignore[index]
     entering = found.layers[0]
     _, keys, values = block.attention.qkv(block.norm1(entering)).chunk(3, dim=-1)
     keys, grid = keys[:, lead:], found.grid
