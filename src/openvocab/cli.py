@@ -75,8 +75,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Trains a system, resumes what was interrupted, and writes the model to OUT/model."""
+    from openvocab.lab.study import start_of
     from openvocab.lab.training import train_system
 
+    init = init or start_of(name, size, data or "scenes")
     result = train_system(name, out, size=size, data=data, init=init, arch=arch, settings=settings or [])
     _show(result, as_json, _table({**result["evaluation"], "model": result["model"]}))
 

@@ -73,15 +73,19 @@ def _assign(config: Any, path: list[str], text: str, whole: str) -> Any:
         raise ValueError(f"--set {whole}: {type(config).__name__} has no field {head!r}{_nearest(head, names)}")
     hint, inner = typing.get_type_hints(type(config))[head], getattr(config, head)
     if not rest:
-        value = _typed(hint, _parse(text), f"--set {whole}")
+        value = _typed(hint, _parse(text, hint), f"--set {whole}")
     elif inner is None and len(rest) == 1:  # the first field of a config that was not there
-        value = _typed(hint, {rest[0]: _parse(text)}, f"--set {whole}")
+        value = _typed(hint, {rest[0]: _parse(text, None)}, f"--set {whole}")
     else:
         value = _assign(inner, rest, text, whole)
     return dataclasses.replace(config, **{head: value})  # type: ignore[type-var]
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, hint: Any) -> Any:
+    """A value as json or as Python writes it; a word that the type names stays that word."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if any(text in typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal):
+        return text
     try:
         return json.loads(text)
     except json.JSONDecodeError:

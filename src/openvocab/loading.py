@@ -109,8 +109,12 @@ def cast(clip: CLIP, dtype: torch.dtype) -> CLIP:
 
 
 def _system(path: Path) -> str:
-    record = path / folder.RECORD
-    return storage.read_json(record).get("system", "clip") if record.is_file() else "clip"
+    """The system that a located source says it is of; CLIP where it says nothing."""
+    record, published = path / folder.RECORD, path / _HF
+    if record.is_file():
+        return storage.read_json(record).get("system", "clip")
+    kind = storage.read_json(published).get("model_type") if published.is_file() else None
+    return kind if kind in systems.names() else "clip"
 
 
 def layout_of(path: Path) -> str:
@@ -261,7 +265,7 @@ def convert(
     """
     clip = load(source, architecture=architecture)
     if not isinstance(clip, CLIP):
-        raise ValueError(f"{source}: only a CLIP can be converted, this is a {type(clip).__name__}")
+        return _convert_system(clip, _system(locate(source)), Path(destination), to)
     if context_length is not None:
         clip = stretch_context(clip, context_length)
     destination = Path(destination)
@@ -278,6 +282,18 @@ def convert(
         else:
             _write_open_clip(clip, part)
             save_file(state, part / "open_clip_model.safetensors", metadata={"format": "pt"})
+    return destination
+
+
+def _convert_system(model: Any, name: str, destination: Path, to: str) -> Path:
+    write = systems.get(name).to_hf
+    if to == "openvocab":
+        model.save(destination)
+    elif to == "hf" and write:
+        with folder.new_folder(destination) as part:
+            write(model, part)
+    else:
+        raise ValueError(f"a model of {name} cannot be written as {to}; it can as openvocab{' or hf' if write else ''}")
     return destination
 
 

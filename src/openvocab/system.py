@@ -5,6 +5,7 @@ Plain data, no base class: a system is a module whose last line is `SYSTEM = Sys
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
@@ -37,6 +38,8 @@ class System(Generic[C, M]):
         embed, loss: the loss contract of `openvocab.train.step`.
         evaluate: `evaluate(model, data)` gives figures under the house's metric names.
         example: `example(model, rows)` makes a batch of noise, for the contract of `openvocab.testing`.
+        init: the system and size whose model `small` begins from on generated scenes when it is given none.
+        to_hf: `to_hf(model, folder)` writes what transformers opens.
         parameters, minutes: by size: the published count of parameters, the measured time of its recipe on two cores.
     """
 
@@ -52,5 +55,7 @@ class System(Generic[C, M]):
     evaluate: Callable[..., dict[str, float]] | None = None
     example: Callable[..., Any] | None = None
     load: Callable[..., M] | None = None
+    init: tuple[str, str] | None = None
+    to_hf: Callable[[M, Path], None] | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
     minutes: Mapping[str, float] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,12 +8,16 @@ from PIL import Image
 
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.vit import ViTConfig
+from openvocab.clip.caption_bpe import train_tokenizer
+from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.model import CLIP
 from openvocab.clip.vocabulary import Vocabulary
+from openvocab.data.annotated import open_source
 from openvocab.systems import maskclip
 from openvocab.systems.maskclip import MaskCLIP, MaskCLIPConfig
+from openvocab.world.scene import CLASSES
 
-PLAIN = maskclip._UNTRAINED
+PLAIN = TINY_CLIP
 ONE_BLOCK = replace(PLAIN, image=replace(PLAIN.image, layers=1))
 RESNET = replace(
     PLAIN, image=ResNetConfig(image_size=32, layers=(1, 1), channels=8, heads=4, block="basic", stem_stride=2)
@@ -129,3 +134,25 @@ def test_bad_input_is_named(tmp_path):
         MaskCLIP(PAPER, model).segment(Image.new("RGB", (8, 8)), other)
     with pytest.raises(ValueError, match="values='repository'"):
         MaskCLIP(MaskCLIPConfig(values="repository"), clip(RESNET))
+
+
+def test_figures_of_scenes_are_those_of_counting_by_hand():
+    model = maskclip.build("tiny", clip())
+    model.clip.tokenizer = train_tokenizer(CLASSES, 320, 16)
+    data = open_source("scenes:3")
+    figures = maskclip.evaluate(model, data, novel=CLASSES[:32])
+    both, either = np.zeros(64), np.zeros(64)
+    right = judged = 0
+    for index in range(3):
+        found = data.read(index)
+        said, true = model.segment(found.image, CLASSES).classes.numpy(), found.classes - 1
+        inside = true >= 0
+        right, judged = right + (said == true)[inside].sum(), judged + inside.sum()
+        for row in range(64):
+            both[row] += ((said == row) & (true == row) & inside).sum()
+            either[row] += (((said == row) | (true == row)) & inside).sum()
+    iou = np.where(either, both / either.clip(1), np.nan)
+    assert figures["pixel_accuracy"] == pytest.approx(right / judged)
+    assert figures["miou"] == pytest.approx(np.nanmean(iou))
+    assert figures["miou_novel"] == pytest.approx(np.nanmean(iou[:32]))
+    assert figures["miou_base"] == pytest.approx(np.nanmean(iou[32:]))

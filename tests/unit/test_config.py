@@ -91,3 +91,14 @@ def test_a_wrong_set_names_what_is_right(assignment, message):
 def test_a_wrong_file_names_the_field(values, message):
     with pytest.raises(ValueError, match=message):
         config.from_dict(Bird, values)
+
+
+@dataclass(frozen=True)
+class Named:
+    holdout: Literal["H1"] | Literal["none"] = "H1"
+    limit: float | None = 1.0
+
+
+def test_a_word_that_the_type_names_stays_a_word():
+    found = config.override(Named(), ["holdout=none", "limit=none"])
+    assert found == Named(holdout="none", limit=None)

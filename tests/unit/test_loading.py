@@ -301,12 +301,25 @@ def test_systems_are_asked_for_what_is_theirs(folder, monkeypatch):
 
     class Record:
         load = staticmethod(lambda path: torch.nn.Linear(2, 2))
+        to_hf = None
 
     monkeypatch.setattr(loading.systems, "get", lambda name: Record)
     assert isinstance(ov.load(folder), torch.nn.Linear)
     assert ov.describe(folder) == {"source": str(folder), "system": "other", "parameters": 6}
-    with pytest.raises(ValueError, match="only a CLIP can be converted, this is a Linear"):
+    with pytest.raises(ValueError, match="a model of other cannot be written as hf; it can as openvocab"):
         ov.convert(folder, folder / "x", to="hf")
+
+    Record.to_hf = staticmethod(lambda model, part: (part / "weights").write_text(str(model.in_features)))
+    assert (ov.convert(folder, folder / "x", to="hf") / "weights").read_text() == "2"
+
+
+def test_a_published_folder_says_its_system(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "virtex"}')
+    assert loading._system(tmp_path) == "virtex"
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    assert loading._system(tmp_path) == "clip"
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    assert loading._system(tmp_path) == "clip"
 
 
 def test_a_description_names_what_matters(saved):

@@ -1,6 +1,7 @@
 """The vision transformer (arXiv 2010.11929) as CLIP and SigLIP use it, and what every image tower returns."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -39,6 +40,9 @@ class ViTConfig:
     """The class token; the mean of the patches, then the last norm; or one learned query (SigLIP's MAP head)."""
     pre_norm: bool = True
     patch_bias: bool = False
+    stem: Literal["patches", "convolutions"] = "patches"
+    """One convolution that cuts patches, or a few small ones that see their edges too: what learns from little data
+    (Xiao et al. 2021, arXiv 2106.14881)."""
     projection: Projection = "linear"
     patch_dropout: float = 0.0
     """Share of patches left out of each picture in training (FLIP, arXiv 2212.00794)."""
@@ -49,6 +53,8 @@ class ViTConfig:
             raise ValueError("ViTConfig: pool 'class' needs class_token=True")
         if not 0 < self.patch_size <= self.image_size:
             raise ValueError(f"ViTConfig: patch_size {self.patch_size} does not fit image_size {self.image_size}")
+        if self.stem == "convolutions" and self.patch_size & (self.patch_size - 1):
+            raise ValueError(f"ViTConfig: convolutions halve pictures, patch_size {self.patch_size} is no power of 2")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -92,6 +98,21 @@ class ProbePool(nn.Module):
         return (pooled + self.mlp(self.norm(pooled))).squeeze(1), attention
 
 
+def _patches(config: ViTConfig) -> nn.Module:
+    return nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size, bias=config.patch_bias)
+
+
+def _convolutions(config: ViTConfig) -> nn.Module:
+    """Halvings by 3 x 3 convolutions, channels doubling up to the model's width, then one of 1 x 1."""
+    halvings = config.patch_size.bit_length() - 1
+    channels = [3, *(config.dim >> (halvings - 1 - step) for step in range(halvings))]
+    steps = [
+        (nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+        for before, after in pairwise(channels)
+    ]
+    return nn.Sequential(*(layer for step in steps for layer in step), nn.Conv2d(config.dim, config.dim, 1))
+
+
 class ViT(nn.Module):
     """Patches, positions, blocks, pooling.
 
@@ -105,8 +126,8 @@ class ViT(nn.Module):
     ):
         super().__init__()
         self.config = config
-        dim, patch = config.dim, config.patch_size
-        self.stem = stem or nn.Conv2d(3, dim, patch, stride=patch, bias=config.patch_bias)
+        dim = config.dim
+        self.stem = stem or (_convolutions(config) if config.stem == "convolutions" else _patches(config))
         self.class_token = nn.Parameter(torch.empty(dim)) if config.class_token else None
         self.positions = nn.Parameter(torch.empty(config.grid[0] * config.grid[1] + config.class_token, dim))
         self.pre_norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()

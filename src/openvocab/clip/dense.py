@@ -1,6 +1,6 @@
 """From words to pixels: what every segmenting model shares before its tower and after its scores."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,20 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
+from openvocab.blocks.text import TextConfig
+from openvocab.blocks.vit import ViTConfig
+from openvocab.clip.model import CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig, normalize
+from openvocab.data.annotated import NOTHING, Annotated
+from openvocab.metrics.segment import IGNORED, foreground_iou, generalised, pixel_accuracy, pixel_counts
+from openvocab.progress import track
+
+TINY_CLIP = CLIPConfig(
+    image=ViTConfig(image_size=32, patch_size=8, dim=32, layers=2, heads=2, mlp_dim=64),
+    text=TextConfig(vocabulary_size=320, context_length=40, dim=32, layers=1, heads=2, mlp_dim=64, end_id=319),
+    embed_dim=32,
+)
+"""What a dense system's `tiny` size stands on."""
 
 Maps = Float[Tensor, "label rows cols"]
 NONE = -1
@@ -113,3 +126,33 @@ def _enlarged(logits: Maps, size: tuple[int, int]) -> Iterator[tuple[slice, Floa
     for start in range(0, len(logits), at_once):
         rows = slice(start, min(start + at_once, len(logits)))
         yield rows, F.interpolate(logits[rows][None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def measure_segmentation(
+    segment: Callable[[Image.Image], Segmentation],
+    data: Annotated,
+    novel: tuple[str, ...] = (),
+    *,
+    background_given: bool = False,
+) -> dict[str, float]:
+    """Figures over all pixels of a source, every one of its labels a choice; see `metrics.segment`.
+
+    Args:
+        segment: gives rows of `data.labels`, and `NONE` where nothing is.
+        novel: labels that training did not name.
+        background_given: pixels of nothing are not judged.
+
+    Raises:
+        ValueError: a source without masks.
+    """
+    counts = torch.zeros(len(data.labels) + 1, len(data.labels) + 1, dtype=torch.int64)
+    for index in track(range(len(data)), f"segmenting {data.source}", unit="picture"):
+        found = data.read(index)
+        if found.classes is None:
+            raise ValueError(f"{found.key}: has boxes only, segmentation is measured on masks")
+        truth = torch.from_numpy(found.classes)
+        truth = torch.where(truth == NOTHING, IGNORED, truth) if background_given else truth
+        counts += pixel_counts(segment(found.image).classes + 1, truth, len(counts))
+    rows = torch.tensor([data.labels.index(label) + 1 for label in novel], dtype=torch.int64)
+    figures = generalised(counts, rows) | {"pixel_accuracy": pixel_accuracy(counts)}
+    return figures if background_given else figures | {"foreground_iou": foreground_iou(counts)}

@@ -18,13 +18,13 @@ from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.pairs import open_pairs
 from openvocab.data.radiographs import open_radiographs
-from openvocab.data.scenes import TEST_SEED, HardNegatives, open_scenes
+from openvocab.data.scenes import TEST_SEED, HardNegatives, open_scenes, stream_of
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.shapes import Tokens
 from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.world.caption import CaptionConfig
-from openvocab.world.scene import WorldConfig
+from openvocab.world.scene import Holdout, WorldConfig
 
 PIXELS = PreprocessConfig(image_size=32, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
 """Of the generated world."""
@@ -44,6 +44,7 @@ class DataConfig:
     `negatives`: so many captions from outside the batch are further wrong answers; they cost a text pass each.
     `captions`, `hard_negatives`: what is said of generated scenes, and how it is made false of them (NegCLIP, arXiv
     2210.01936); the false captions of a batch are the first of its `negatives`.
+    `holdout`: classes that generated scenes do not show (`world.scene.held_out_classes`); `none` shows all.
     `in_memory` decodes every picture once, at the model's size.
     `validation`: pairs that are measured every `fit.evaluate_every_steps` steps and at the end.
     """
@@ -60,6 +61,7 @@ class DataConfig:
     world: WorldConfig = WorldConfig()
     captions: CaptionConfig = CaptionConfig()
     hard_negatives: HardNegatives = "none"
+    holdout: Holdout | Literal["none"] = "H1"
     validation: PairsConfig | None = None
     validation_task: Literal["retrieval", "zeroshot"] = "retrieval"
 
@@ -75,6 +77,8 @@ def open_data(data: DataConfig, image_size: int, seed: int) -> Pairs:
             captions=data.captions,
             hard_negatives=data.hard_negatives,
             seed=seed,
+            split="all" if data.holdout == "none" else "train",
+            holdout=None if data.holdout == "none" else data.holdout,
         )
     if data.hard_negatives != "none":
         raise ValueError(f"{data.pairs.source}: data.hard_negatives need generated scenes, whose captions are parsed")
@@ -94,10 +98,7 @@ def open_test(pairs: PairsConfig) -> Pairs:
         return open_radiographs(1000, seed=TEST_SEED)
     if pairs.source.split(":")[0] != "scenes" or Path(pairs.source).exists():
         return open_pairs(pairs)
-    numbers = pairs.source.split(":")[1:]
-    if len(numbers) > 2 or not all(number.isdigit() for number in numbers) or numbers[:1] == ["0"]:
-        raise ValueError(f"{pairs.source}: expected scenes, scenes:COUNT or scenes:COUNT:STREAM, such as scenes:5000:1")
-    count, stream = (int(number) for number in (*numbers, *("1000", "0")[len(numbers) :]))
+    count, stream = stream_of(pairs.source)
     return open_scenes(count, seed=TEST_SEED + stream, split="held_out")
 
 

@@ -264,11 +264,10 @@ def _refuse_resnet(image: ResNetConfig) -> None:
 
 
 def refuse_vit(image: ViTConfig, layout: str) -> None:
-    plain = image.class_token and not image.patch_bias and image.projection == "linear"
+    plain = image.class_token and not image.patch_bias and image.projection == "linear" and image.stem == "patches"
     if not plain:
-        raise ValueError(
-            f"the {layout} layout needs a class token, no patch bias and a linear projection in the image tower"
-        )
+        needs = "a class token, plain patches without bias and a linear projection"
+        raise ValueError(f"the {layout} layout needs {needs} in the image tower")
 
 
 def _ratio(dim: int, hidden_dim: int) -> float:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from openvocab import storage
 from openvocab.clip.folder import FORMAT, RECORD, WEIGHTS, new_folder, read_record
+from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig, preprocess
 from openvocab.clip.tokenizer import Tokenizer
 from openvocab.clip.tokenizer_files import load_tokenizer
-from openvocab.clip.weights import digests, read_tensors
+from openvocab.clip.weights import digests, fingerprint, read_tensors
 from openvocab.config import from_dict, to_dict
 
 M = TypeVar("M", bound="SystemModel")
@@ -93,3 +94,27 @@ class SystemModel(nn.Module):
     def _identity(self) -> str:
         tokenizer = None if self.tokenizer is None else self.tokenizer.fingerprint
         return storage.fingerprint(self.system, digests(self), to_dict(self.config), tokenizer)
+
+
+class CLIPSystemModel(SystemModel):
+    """The base of a system's model that is built around a CLIP, and is saved with it.
+
+    Args:
+        config: says the CLIP in its field `clip`, and what it is read at in its field or property `image`.
+        clip: the CLIP itself; one of random weights where there is none.
+    """
+
+    def __init__(self, config: Any, clip: CLIP | None = None):
+        super().__init__(config)
+        self.clip = clip or CLIP(config.clip)
+        self.tokenizer = self.clip.tokenizer
+        self.trained_on = {"clip": self.clip.trained_on}
+
+    @classmethod
+    def load(cls: type[M], folder: Path | str) -> M:
+        """As `SystemModel.load`; the CLIP gets its tokenizer and its identity back."""
+        model: Any = super().load(folder)  # type: ignore[misc]
+        clip = model.clip
+        clip.tokenizer, clip.name, clip.trained_on = model.tokenizer, model.name, (model.trained_on or {}).get("clip")
+        clip.fingerprint = fingerprint(clip)
+        return model

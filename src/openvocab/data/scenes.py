@@ -1,16 +1,19 @@
-"""Generated scenes as pairs: drawn once, cached as bytes, every picture said in several ways."""
+"""Generated scenes as pairs, said in several ways, and with their exact truth: drawn once, cached as bytes."""
 
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from openvocab.config import to_dict
+from openvocab.data.annotated import NOTHING, Annotated, Annotation
 from openvocab.data.memory import InMemory
 from openvocab.storage import fingerprint
 from openvocab.world import caption
 from openvocab.world.caption import CaptionConfig
 from openvocab.world.pairs import scene_pairs
-from openvocab.world.scene import CLASSES, Holdout, Split, WorldConfig, split_classes
+from openvocab.world.render import mask_boxes, truth
+from openvocab.world.scene import CLASSES, Holdout, Split, WorldConfig, held_out_classes, split_classes
 
 _WORLD, _CAPTIONS = WorldConfig(), CaptionConfig()
 TEST_SEED = 20_261
@@ -62,3 +65,60 @@ def open_scenes(
         hard_negatives=hard,
         fingerprint=fingerprint(stream, *content),
     )
+
+
+class SceneAnnotations(Annotated):
+    """Scenes with masks and boxes of all that is visible of every object, and a caption each."""
+
+    source, labels = "scenes", CLASSES
+
+    def __init__(self, num_scenes: int, world: WorldConfig, seed: int, split: Split, holdout: Holdout | None):
+        drawn = scene_pairs(num_scenes, world, seed, split=split, holdout=holdout)
+        self.scenes, self.pictures, self.size_px = drawn.scenes, drawn.pictures, world.size_px
+        self.captions = caption.captions(drawn.scenes, seed)
+        self._name = f"scene-{seed}-{split}-{holdout}"
+        self.fingerprint = fingerprint(self._name, to_dict(world), num_scenes, drawn.pictures[:64].tobytes())
+        self._instances = np.zeros((num_scenes, world.size_px, world.size_px), np.uint8)
+        for first in range(0, num_scenes, 256):
+            masks = truth(drawn.scenes[first : first + 256], world.size_px).masks
+            for slot in range(masks.shape[1]):
+                self._instances[first : first + 256][masks[:, slot]] = slot + 1
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def key(self, index: int) -> str:
+        return f"{self._name}-{self.scenes.index[index]}"
+
+    def read(self, index: int) -> Annotation:
+        slots = np.flatnonzero(self.scenes.present[index])
+        masks = self._instances[index] == slots[:, None, None] + 1
+        rows = self.scenes.class_id[index, slots].astype(np.int64)
+        classes = np.concatenate([[NOTHING], rows + 1])[self._instances[index]]
+        image = Image.fromarray(np.ascontiguousarray(self.pictures[index].transpose(1, 2, 0)))
+        return Annotation(image, self.key(index), mask_boxes(masks), rows, masks, classes, self.captions[index])
+
+
+def open_annotated_scenes(
+    num_scenes: int, world: WorldConfig, *, seed: int = 0, holdout: Holdout | None = None
+) -> SceneAnnotations:
+    """Scenes of all classes, or without those of a hold-out."""
+    return SceneAnnotations(num_scenes, world, seed, "train" if holdout else "all", holdout)
+
+
+def withheld_labels(holdout: Holdout) -> tuple[str, ...]:
+    """The names of the classes that a hold-out keeps for testing."""
+    return tuple(CLASSES[row] for row in held_out_classes(holdout))
+
+
+def stream_of(source: str) -> tuple[int, int]:
+    """The count and the stream that `scenes:COUNT:STREAM` names, 1000 and 0 where it does not.
+
+    Raises:
+        ValueError: not such a name.
+    """
+    numbers = source.split(":")[1:]
+    if len(numbers) > 2 or not all(number.isdigit() for number in numbers) or numbers[:1] == ["0"]:
+        raise ValueError(f"{source}: expected scenes, scenes:COUNT or scenes:COUNT:STREAM, such as scenes:5000:1")
+    count, stream = (int(number) for number in (*numbers, *("1000", "0")[len(numbers) :]))
+    return count, stream

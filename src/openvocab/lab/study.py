@@ -11,7 +11,10 @@ from openvocab.system import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What `openvocab train` is told; `init` is an arm from whose model of the same seed this one goes on."""
+    """What `openvocab train` is told; `init` is an arm from whose model of the same seed this one goes on.
+
+    Without it a system that needs a model begins from that of its record, trained once for all seeds.
+    """
 
     settings: tuple[str, ...] = ()
     system: str = "clip"
@@ -33,9 +36,17 @@ class Arm:
     def recipe(self, seed: int) -> Recipe:
         return plan(systems.get(self.system), size=self.size, data=self.data, arch=None, settings=self._settings(seed))
 
+    def begins(self, seed: int) -> Path | None:
+        """The folder of the run from whose model this one goes on."""
+        if self.init:
+            return self.init.folder(seed)
+        first = usual_start(self.system, self.size, self.data)
+        return first.folder(0) if first else None
+
     def folder(self, seed: int) -> Path:
         """Where its run is kept, named after all that decides it but the code."""
-        name = recipe_fingerprint(self.recipe(seed), self.init.folder(seed).name if self.init else "")
+        start = self.begins(seed)
+        name = recipe_fingerprint(self.recipe(seed), start.name if start else "")
         return storage.cache_folder("studies") / f"{self.system}-{name}"
 
     def _settings(self, seed: int) -> tuple[str, ...]:
@@ -46,7 +57,22 @@ def trained(arm: Arm, seed: int) -> Path:
     """The run's folder; `loading.load(folder / "model")` opens its model. Trains, or goes on, where it is not done."""
     folder = arm.folder(seed)
     if not (folder / "model").exists():
-        init = str(trained(arm.init, seed) / "model") if arm.init else None
+        if arm.init:
+            init = str(trained(arm.init, seed) / "model")
+        else:
+            init = start_of(arm.system, arm.size, arm.data)
         settings = arm._settings(seed)
         train_system(arm.system, folder, size=arm.size, data=arm.data, init=init, settings=settings)
     return folder
+
+
+def usual_start(system: str, size: str, data: str) -> Arm | None:
+    """The training whose model a system's `small` size begins from on generated scenes, where it needs one."""
+    first = systems.get(system).init
+    return Arm(system=first[0], size=first[1]) if first and (size, data) == ("small", "scenes") else None
+
+
+def start_of(system: str, size: str, data: str) -> str | None:
+    """The model of `usual_start`, trained when this machine has none yet."""
+    first = usual_start(system, size, data)
+    return str(trained(first, 0) / "model") if first else None

@@ -37,6 +37,18 @@ def mean_iou(counts: Counts, labels: Int[Tensor, " _"] | None = None) -> float:
     return (iou if labels is None else iou[labels]).nanmean().item()
 
 
+def generalised(counts: Counts, novel: Int[Tensor, " _"]) -> dict[str, float]:
+    """Figures where every label was a choice: `miou` of all labels, of those training named and of `novel` ones.
+
+    `miou_hm` is the harmonic mean of the last two; label 0 is the background, which is in `miou` alone.
+    """
+    base = torch.arange(1, len(counts))
+    base = base[~torch.isin(base, novel)]
+    known, unseen = mean_iou(counts, base), mean_iou(counts, novel)
+    both = harmonic_mean(known, unseen)
+    return {"miou": mean_iou(counts), "miou_base": known, "miou_novel": unseen, "miou_hm": both}
+
+
 def pixel_accuracy(counts: Counts) -> float:
     """Share of pixels given their true label."""
     return (counts.diagonal().sum() / counts.sum()).item()

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.text import CBOWConfig, TextConfig
+from openvocab.blocks.vit import ViTConfig
 from openvocab.clip import measure
 from openvocab.clip.architectures import architecture
 from openvocab.clip.folder import read
@@ -46,6 +47,7 @@ from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
+from openvocab.world.scene import WorldConfig
 
 SIZES = {
     "tiny": CLIPConfig(
@@ -60,8 +62,15 @@ SIZES = {
         embed_dim=64,
         preprocess=PIXELS,
     ),
+    "dense": CLIPConfig(
+        image=ViTConfig(image_size=64, patch_size=8, dim=96, layers=4, heads=4, mlp_dim=384, activation="gelu"),
+        text=TextConfig(vocabulary_size=512, context_length=40, dim=64, layers=2, heads=4, mlp_dim=256, end_id=511),
+        embed_dim=64,
+        preprocess=replace(PIXELS, image_size=64),
+    ),
     "paper": architecture("ViT-B-32-quickgelu"),
 }
+"""`dense` is what the systems for pixels and regions start from: patches, larger pictures, every class."""
 
 FEW_PAIRS = CLIPConfig(
     image=ResNetConfig(image_size=48, layers=(1, 1, 1), channels=32, heads=0, block="basic", pool="mean"),
@@ -129,6 +138,19 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
             groups=(GroupConfig(),),
         )
     optim = OptimConfig(lr=4e-3, weight_decay=1.0, schedule="linear")
+    if size == "dense":
+        world = WorldConfig(size_px=64, max_objects=3, share_single=0.5, colour_jitter=0.2)
+        shown = DataConfig(pairs=pairs, batch_size=64, world=world, holdout="none", in_memory=False)
+        shown = replace(shown, hard_negatives="swap_colours", negatives=32) if source == "scenes" else shown
+        muon = replace(optim, method="muon", lr=0.02, betas=(0.9, 0.0), weight_decay=0.0)
+        blocks = GroupConfig(name="blocks", prefixes=("image.blocks.", "text.blocks."), min_axes=2, optim=muon)
+        return Recipe(
+            model=SIZES[size],
+            data=shown,
+            optim=replace(optim, lr=2e-3, weight_decay=0.2),
+            fit=FitConfig(steps=2500, ema_decay=0.99),
+            groups=(blocks, GroupConfig()),
+        )
     if size == "small" and source != "scenes":
         return Recipe(
             model=FEW_PAIRS,

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from openvocab.blocks.resnet import ResNet
-from openvocab.blocks.text import TextConfig
 from openvocab.blocks.vit import ViT, ViTConfig
-from openvocab.clip.dense import Segmentation, dense_pixels, segmented
+from openvocab.clip.dense import TINY_CLIP, Segmentation, dense_pixels, measure_segmentation, segmented
 from openvocab.clip.engine import evaluating
-from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.clip.model import CLIP
 from openvocab.clip.vocabulary import Vocabulary, check_model, vocabulary
+from openvocab.data.annotated import Annotated
 from openvocab.data.decode import decode, to_rgb
 from openvocab.shapes import Batch, Images
 from openvocab.system import System
@@ -152,19 +152,18 @@ SIZES = {"tiny": MaskCLIPConfig(), "paper": MaskCLIPConfig(smooth_below=1.0, den
 
 def build(config: MaskCLIPConfig | str, clip: CLIP | None = None) -> MaskCLIP:
     """Around `clip`; without one around a small CLIP of random weights, which knows nothing."""
-    return MaskCLIP(SIZES[config] if isinstance(config, str) else config, clip or CLIP(_UNTRAINED))
-
-
-_UNTRAINED = CLIPConfig(
-    image=ViTConfig(image_size=32, patch_size=8, dim=32, layers=2, heads=2, mlp_dim=64),
-    text=TextConfig(vocabulary_size=320, context_length=16, dim=32, layers=1, heads=2, mlp_dim=64, end_id=319),
-    embed_dim=32,
-)
+    return MaskCLIP(SIZES[config] if isinstance(config, str) else config, clip or CLIP(TINY_CLIP))
 
 
 def embed(model: MaskCLIP, batch: Batch) -> dict[str, Tensor]:
     """The embeddings of all places."""
     return {"dense": model(batch["images"])[0]}
+
+
+def evaluate(model: MaskCLIP, data: Annotated, novel: tuple[str, ...] = ()) -> dict[str, float]:
+    """Every pixel one of the labels: miou and its kin, with `novel` apart; the background is given, not found."""
+    words = vocabulary(model.clip, data.labels)
+    return measure_segmentation(lambda image: model.segment(image, words), data, novel, background_given=True)
 
 
 def example(model: MaskCLIP, rows: int) -> Batch:
@@ -180,5 +179,6 @@ SYSTEM = System(
     sizes=SIZES,
     build=build,
     embed=embed,
+    evaluate=evaluate,
     example=example,
 )

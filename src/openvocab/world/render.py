@@ -82,7 +82,7 @@ def truth(
     return Truth(masks, mask_boxes(masks), depth_m)
 
 
-def mask_boxes(masks: Bool[np.ndarray, "scene object height width"]) -> Float[np.ndarray, "scene object 4"]:
+def mask_boxes(masks: Bool[np.ndarray, "*object height width"]) -> Float[np.ndarray, "*object 4"]:
     """The tight box of each mask, right and bottom edges exclusive; zeros for an empty mask."""
     sides = []
     for other in (-2, -1):  # columns, then rows

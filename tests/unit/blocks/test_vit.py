@@ -118,3 +118,16 @@ def test_checkpointing_is_one_switch():
     model.checkpointing = True
     assert model.blocks.checkpointing
     assert model.checkpointing
+
+
+def test_convolutions_see_over_the_edges_of_patches_and_keep_the_grid():
+    config = ViTConfig(image_size=32, patch_size=8, dim=32, layers=1, heads=2, mlp_dim=64, stem="convolutions")
+    tower = ViT(config, 16).eval()
+    assert tower(torch.randn(2, 3, 32, 48)).grid == (4, 6)
+    pixels = torch.randn(1, 3, 32, 32, requires_grad=True)
+    tower.stem(pixels)[0, :, 1, 1].sum().backward()
+    seen = pixels.grad.abs().sum((0, 1)).nonzero()
+    assert seen.min() < 8
+    assert seen.max() < 24
+    with pytest.raises(ValueError, match="no power of 2"):
+        ViTConfig(image_size=28, patch_size=14, stem="convolutions")

@@ -7,6 +7,7 @@ from openvocab.metrics.segment import (
     IGNORED,
     foreground_background_iou,
     foreground_iou,
+    generalised,
     harmonic_mean,
     iou_per_label,
     mean_iou,
@@ -51,3 +52,12 @@ def test_a_label_outside_is_named():
 def test_harmonic_mean():
     assert harmonic_mean(0.5, 0.25) == pytest.approx(1 / 3)
     assert harmonic_mean(0.5, 0.0) == 0.0
+
+
+def test_known_and_unseen_labels_apart():
+    counts = torch.tensor([[5, 0, 0], [0, 3, 1], [0, 2, 2]])
+    found = generalised(counts, torch.tensor([2]))
+    assert found["miou_base"] == pytest.approx(3 / 6)
+    assert found["miou_novel"] == pytest.approx(2 / 5)
+    assert found["miou_hm"] == pytest.approx(2 * 0.5 * 0.4 / 0.9)
+    assert found["miou"] == pytest.approx((1 + 0.5 + 0.4) / 3)
