@@ -85,7 +85,7 @@ def build(config: CLIPConfig, state: State, where: Path | str = "these weights")
     Raises:
         ValueError: the tensors are not those of this config; the first that differs is named.
     """
-    if "image.stem.weight" not in state and "image.stem.convs.0.weight" not in state:
+    if not any(name.startswith("image.stem.") for name in state):
         try:
             state = to_ours(state, LAYOUTS[detect(state)])
         except ValueError as error:

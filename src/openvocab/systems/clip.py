@@ -63,7 +63,16 @@ SIZES = {
         preprocess=PIXELS,
     ),
     "dense": CLIPConfig(
-        image=ViTConfig(image_size=64, patch_size=8, dim=96, layers=4, heads=4, mlp_dim=384, activation="gelu"),
+        image=ViTConfig(
+            image_size=64,
+            patch_size=8,
+            dim=96,
+            layers=4,
+            heads=4,
+            mlp_dim=384,
+            activation="gelu",
+            stem="convolutions",
+        ),
         text=TextConfig(vocabulary_size=512, context_length=40, dim=64, layers=2, heads=4, mlp_dim=256, end_id=511),
         embed_dim=64,
         preprocess=replace(PIXELS, image_size=64),
@@ -139,8 +148,8 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
         )
     optim = OptimConfig(lr=4e-3, weight_decay=1.0, schedule="linear")
     if size == "dense":
-        world = WorldConfig(size_px=64, max_objects=3, share_single=0.5, colour_jitter=0.2)
-        shown = DataConfig(pairs=pairs, batch_size=64, world=world, holdout="none", in_memory=False)
+        world = WorldConfig(size_px=64, max_objects=3, share_single=0.5, colour_jitter=0.1)
+        shown = DataConfig(pairs=pairs, batch_size=64, world=world, holdout="none")
         shown = replace(shown, hard_negatives="swap_colours", negatives=32) if source == "scenes" else shown
         muon = replace(optim, method="muon", lr=0.02, betas=(0.9, 0.0), weight_decay=0.0)
         blocks = GroupConfig(name="blocks", prefixes=("image.blocks.", "text.blocks."), min_axes=2, optim=muon)
@@ -148,7 +157,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
             model=SIZES[size],
             data=shown,
             optim=replace(optim, lr=2e-3, weight_decay=0.2),
-            fit=FitConfig(steps=2500, ema_decay=0.99),
+            fit=FitConfig(steps=2400, ema_decay=0.99),
             groups=(blocks, GroupConfig()),
         )
     if size == "small" and source != "scenes":
