@@ -88,7 +88,10 @@ def evaluate(
     source: Annotated[str, typer.Argument(help="A run's folder or a model.")],
     data: Annotated[str | None, typer.Option("--data", help="A folder, table, tar shards, or scenes.")] = None,
     task: Annotated[
-        str, typer.Option(help="zeroshot, retrieval, skills, bias, robustness, overlap, probe, fewshot, calibration.")
+        str,
+        typer.Option(
+            help="zeroshot, retrieval, skills, bias, robustness, overlap, probe, fewshot, calibration, segment, detect."
+        ),
     ] = "zeroshot",
     templates: Templates = "generic",
     train: Annotated[str | None, typer.Option(help="Pictures to fit on, or for overlap what was trained on.")] = None,
@@ -101,7 +104,7 @@ def evaluate(
     export: Annotated[Path | None, typer.Option(help="A folder for the pictures of --task skills.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measures a model on data: zero-shot, retrieval, skills, bias, overlap, probe, few-shot methods, calibration."""
+    """Measures a model on data: zero-shot, retrieval, skills, bias, probe, few shots, calibration, masks, boxes."""
     from openvocab.lab.bias import Audit
     from openvocab.lab.evaluation import evaluate_source
 

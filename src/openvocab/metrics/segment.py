@@ -38,10 +38,12 @@ def mean_iou(counts: Counts, labels: Int[Tensor, " _"] | None = None) -> float:
 
 
 def generalised(counts: Counts, novel: Int[Tensor, " _"]) -> dict[str, float]:
-    """Figures where every label was a choice: `miou` of all labels, of those training named and of `novel` ones.
+    """Figures where every label was a choice: `miou` of all labels, and where some are novel of both kinds apart.
 
     `miou_hm` is the harmonic mean of the last two; label 0 is the background, which is in `miou` alone.
     """
+    if not len(novel):
+        return {"miou": mean_iou(counts)}
     base = torch.arange(1, len(counts))
     base = base[~torch.isin(base, novel)]
     known, unseen = mean_iou(counts, base), mean_iou(counts, novel)
