@@ -9,16 +9,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from openvocab import storage, systems
-from openvocab.blocks.text import TextConfig
 from openvocab.clip import architectures, folder
 from openvocab.clip.hf_config import from_hf_config, to_hf_config
 from openvocab.clip.layouts import State
-from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.clip.model import CLIP
 from openvocab.clip.open_clip_config import from_open_clip_config, to_open_clip_config
 from openvocab.clip.preprocess import to_hf
+from openvocab.clip.published import CLIP_VOCABULARY_SIZE, clip_defaults, tokenizer_of, weight_file
 from openvocab.clip.stretch import stretch_context
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
-from openvocab.clip.tokenizer_files import load_tokenizer
 from openvocab.clip.weights import (
     build,
     fingerprint,
@@ -31,22 +30,8 @@ from openvocab.clip.weights import (
 from openvocab.config import to_dict
 from openvocab.progress import warn
 
-CLIP_VOCABULARY_SIZE = 49408
-
 _DEMO = Path(__file__).parent / "clip" / "demo_model"
 _OPEN_CLIP, _HF, _HF_STEPS = "open_clip_config.json", "config.json", "preprocessor_config.json"
-_WEIGHT_FILES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "open_clip_pytorch_model.pth",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.pth",
-    "model.pth",
-)
 
 
 def load(
@@ -145,10 +130,10 @@ def _open(path: Path, verify: bool, architecture: str | None) -> CLIP:
         steps = path / _HF_STEPS
         config = from_hf_config(storage.read_json(path / _HF), storage.read_json(steps) if steps.exists() else None)
         if config.preprocess is None:
-            _clip_defaults(path, config, _HF_STEPS)
-    weights = _weights(path)
+            clip_defaults(path, config, _HF_STEPS)
+    weights = weight_file(path)
     clip = build(config, read_tensors(weights), where=weights)
-    return _finish(clip, path.name, _tokenizer(path, config))
+    return _finish(clip, path.name, tokenizer_of(path, config))
 
 
 def _open_file(path: Path, architecture: str | None) -> CLIP:
@@ -173,7 +158,7 @@ def _open_file(path: Path, architecture: str | None) -> CLIP:
         clip.trained_on = {"data": "WebImageText, 400 million pairs (OpenAI)"}
     if config.text.vocabulary_size == CLIP_VOCABULARY_SIZE:  # what lies beside a lone file need not belong to it
         return _finish(clip, name, CLIPTokenizer(config.text.context_length))
-    return _finish(clip, name, _tokenizer(path.parent, config))
+    return _finish(clip, name, tokenizer_of(path.parent, config))
 
 
 def _published_name(path: Path) -> str | None:
@@ -195,37 +180,6 @@ def _finish(clip: CLIP, name: str, tokenizer: Tokenizer) -> CLIP:
     clip.name, clip.tokenizer = name, tokenizer
     clip.fingerprint = fingerprint(clip)
     return clip
-
-
-def _weights(path: Path) -> Path:
-    for name in _WEIGHT_FILES:
-        if (path / name).exists():
-            return path / name
-    raise FileNotFoundError(f"{path}: has a config but no weights (model.safetensors, pytorch_model.bin, ...)")
-
-
-def _tokenizer(path: Path, config: CLIPConfig) -> Tokenizer:
-    """The folder's tokenizer, checked against vocabulary and end id; CLIP's own where there are no files."""
-    length, size = config.text.context_length, config.text.vocabulary_size
-    try:
-        tokenizer = load_tokenizer(path, length)
-    except FileNotFoundError as missing:
-        if size != CLIP_VOCABULARY_SIZE:
-            raise FileNotFoundError(f"{missing}; a vocabulary of {size} needs its tokenizer's files") from None
-        _clip_defaults(path, config, "tokenizer.json")
-        return CLIPTokenizer(length)
-    if tokenizer.vocabulary_size > size:
-        raise ValueError(f"{path}: the tokenizer has {tokenizer.vocabulary_size} tokens, the model {size}")
-    text = config.text
-    if isinstance(text, TextConfig) and text.pool == "end" and tokenizer.end_id != text.end_id:
-        raise ValueError(f"{path}: the tokenizer ends texts with id {tokenizer.end_id}, the model reads {text.end_id}")
-    return tokenizer
-
-
-def _clip_defaults(path: Path, config: CLIPConfig, missing: str) -> None:
-    if config.text.vocabulary_size != CLIP_VOCABULARY_SIZE:
-        raise FileNotFoundError(f"{path / missing} is missing")
-    warn(f"{path}: no {missing}; its vocabulary is CLIP's, so CLIP's own is taken")
 
 
 def _fetch(source: str) -> Path:

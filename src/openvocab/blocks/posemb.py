@@ -9,14 +9,16 @@ Positions = Float[Tensor, "_ dim"]
 """One row per position; for images the class token's row first (where there is one), then the grid, row by row."""
 
 
-def resample_grid(positions: Positions, grid: tuple[int, int], to: tuple[int, int]) -> Positions:
-    """Image positions learned on `grid`, read at grid `to`: bicubic, antialiased; leading rows stay as they are."""
+def resample_grid(
+    positions: Positions, grid: tuple[int, int], to: tuple[int, int], antialias: bool = True
+) -> Positions:
+    """Image positions learned on `grid`, read at grid `to` with a bicubic filter; leading rows stay as they are."""
     if grid == to:
         return positions
     rows, cols = grid
     lead = positions.shape[0] - rows * cols
     table = positions[lead:].float().view(1, rows, cols, -1).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=to, mode="bicubic", antialias=True, align_corners=False)
+    table = F.interpolate(table, size=to, mode="bicubic", antialias=antialias, align_corners=False)
     table = table.flatten(2).squeeze(0).T.to(positions.dtype)
     return torch.cat([positions[:lead], table])
 

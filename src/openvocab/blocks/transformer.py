@@ -99,6 +99,25 @@ class Block(nn.Module):
         return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
 
 
+class PostNormBlock(nn.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x)): the order of the first transformer (arXiv 1706.03762) and BERT."""
+
+    def __init__(
+        self, dim: int, heads: int, mlp_dim: int, activation: Activation, norm_eps: float, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.attention = MultiHeadAttention(dim, heads)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, mlp_dim, activation)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.dropout = dropout
+
+    def forward(self, x: Sequence, *, bias: Bias | None = None) -> Sequence:
+        attended, _ = self.attention(x, bias=bias)
+        x = self.norm1(x + F.dropout(attended, self.dropout, self.training))
+        return self.norm2(x + F.dropout(self.mlp(x), self.dropout, self.training))
+
+
 @dataclass(frozen=True)
 class Hidden:
     """What a stack of blocks returns: the last tokens, the tokens after chosen layers, the attention of every layer."""

@@ -47,6 +47,8 @@ class ViTConfig:
     patch_dropout: float = 0.0
     """Share of patches left out of each picture in training (FLIP, arXiv 2212.00794)."""
     dropout: float = 0.0
+    antialias: bool = True
+    """Positions at another grid come from the filter of big_vision and open_clip, or from plain bicubic (CLIPSeg)."""
 
     def __post_init__(self) -> None:
         if self.pool == "class" and not self.class_token:
@@ -173,7 +175,7 @@ class ViT(nn.Module):
     ) -> ImageFeatures:
         """The tower above its stem."""
         image, _, rows, cols = patches.shape
-        positions = resample_grid(self.positions, self.config.grid, (rows, cols))
+        positions = resample_grid(self.positions, self.config.grid, (rows, cols), self.config.antialias)
         x = patches.flatten(2).transpose(1, 2).contiguous()
         lead = int(self.class_token is not None)
         x = x + positions[lead:]

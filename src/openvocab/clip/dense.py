@@ -1,6 +1,6 @@
 """From words to pixels: what every segmenting model shares before its tower and after its scores."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,25 @@ def segmented(
     if none_below is not None:
         classes[probability < none_below] = NONE
     return Segmentation(labels, classes, peak)
+
+
+def judged(parts: Iterable[Maps], labels: tuple[str, ...], size: tuple[int, int], *, none_below: float) -> Segmentation:
+    """Where each label is judged by itself: the one with the highest logit at each pixel of a picture of `size`.
+
+    Args:
+        parts: the maps of all labels in their order, some at a time; none is kept.
+        none_below: pixels at which no label has this probability (a sigmoid each) show `NONE`.
+    """
+    classes, best, peaks, start = torch.full(size, NONE), torch.full(size, -torch.inf), [], 0
+    for logits in parts:
+        for rows, part in _enlarged(logits, size):
+            top, which = part.max(0)
+            classes = torch.where(top > best, which + rows.start + start, classes)
+            best = torch.maximum(best, top)
+            peaks.append(part.flatten(1).amax(1).sigmoid())
+        start += len(logits)
+    classes[best.sigmoid() < none_below] = NONE
+    return Segmentation(labels, classes, torch.cat(peaks))
 
 
 def _enlarged(logits: Maps, size: tuple[int, int]) -> Iterator[tuple[slice, Float[Tensor, "part height width"]]]:

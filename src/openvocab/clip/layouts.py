@@ -11,7 +11,7 @@ A layout is a list of rules. A rule ties our names to theirs and says how the te
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -161,6 +161,20 @@ _TIMM_BLOCK = {
 }
 
 
+def hf_blocks(ours: str, theirs: str) -> list[Rule]:
+    """A stack of blocks of `transformers`' CLIP family."""
+    return _blocks(ours, theirs, _HF_BLOCK, _HF_QKV)
+
+
+def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The rules of a part that both sides keep under the same name."""
+
+    def named(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(prefix + name for name in names)
+
+    return [replace(rule, ours=named(rule.ours), theirs=named(rule.theirs)) for rule in rules]
+
+
 def _openai_vit() -> list[Rule]:
     return [
         same("image.stem.weight", "visual.conv1.weight"),
@@ -231,12 +245,12 @@ _HF_CLIP = [
     same("image.class_token", "vision_model.embeddings.class_embedding"),
     same("image.positions", "vision_model.embeddings.position_embedding.weight"),
     same("image.pre_norm.{p}", "vision_model.pre_layrnorm.{p}"),
-    *_blocks("image.blocks", "vision_model.encoder.layers", _HF_BLOCK, _HF_QKV),
+    *hf_blocks("image.blocks", "vision_model.encoder.layers"),
     same("image.norm.{p}", "vision_model.post_layernorm.{p}"),
     same("image.projection.weight", "visual_projection.weight"),
     same("text.embedding.weight", "text_model.embeddings.token_embedding.weight"),
     same("text.positions", "text_model.embeddings.position_embedding.weight"),
-    *_blocks("text.blocks", "text_model.encoder.layers", _HF_BLOCK, _HF_QKV),
+    *hf_blocks("text.blocks", "text_model.encoder.layers"),
     same("text.norm.{p}", "text_model.final_layer_norm.{p}"),
     same("text.projection.weight", "text_projection.weight"),
     same("logit_scale", "logit_scale"),
@@ -245,7 +259,7 @@ _HF_CLIP = [
 _HF_SIGLIP = [
     same("image.stem.{p}", "vision_model.embeddings.patch_embedding.{p}"),
     same("image.positions", "vision_model.embeddings.position_embedding.weight"),
-    *_blocks("image.blocks", "vision_model.encoder.layers", _HF_BLOCK, _HF_QKV),
+    *hf_blocks("image.blocks", "vision_model.encoder.layers"),
     same("image.norm.{p}", "vision_model.post_layernorm.{p}"),
     lead("image.pool.probe", "vision_model.head.probe", axes=2),
     join(
@@ -257,7 +271,7 @@ _HF_SIGLIP = [
     same("image.pool.mlp.down.{p}", "vision_model.head.mlp.fc2.{p}"),
     same("text.embedding.weight", "text_model.embeddings.token_embedding.weight"),
     same("text.positions", "text_model.embeddings.position_embedding.weight"),
-    *_blocks("text.blocks", "text_model.encoder.layers", _HF_BLOCK, _HF_QKV),
+    *hf_blocks("text.blocks", "text_model.encoder.layers"),
     same("text.norm.{p}", "text_model.final_layer_norm.{p}"),
     same("text.projection.{p}", "text_model.head.{p}"),
     lead("logit_scale", "logit_scale", axes=1),
