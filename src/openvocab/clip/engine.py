@@ -83,8 +83,10 @@ def read_pixels(
         raise ValueError(f"{len(failures)} of {len(pictures)} pictures cannot be read: {'; '.join(failures)}")
 
 
-def embed_texts(clip: CLIP, texts: Sequence[str], *, truncate: bool = False, batch_tokens: int = 4096) -> TextEmbeds:
-    """Unit vectors; row i is text i.
+def embed_texts(
+    clip: CLIP, texts: Sequence[str], *, truncate: bool = False, batch_tokens: int = 4096, normalize: bool = True
+) -> TextEmbeds:
+    """Unit vectors, or what the tower gives as it is; row i is text i.
 
     Equal texts are encoded once. A causal tower reads texts of similar length together and without the padding, which
     cannot reach the end token that it pools; other towers read their whole context.
@@ -110,7 +112,8 @@ def embed_texts(clip: CLIP, texts: Sequence[str], *, truncate: bool = False, bat
             longest = int(lengths[min(start + most, len(order)) - 1])
             chosen = order[start : start + max(1, batch_tokens // longest)]
             inputs = tokens[chosen, :longest].to(clip.logit_scale.device)
-            rows[chosen] = F.normalize(clip.encode_text(inputs, normalize=False).float(), dim=-1).cpu()
+            found = clip.encode_text(inputs, normalize=False).float()
+            rows[chosen] = (F.normalize(found, dim=-1) if normalize else found).cpu()
             start += len(chosen)
     return rows[[unique[text] for text in texts]]
 
