@@ -20,14 +20,15 @@ CLIP_CONFIG = CLIPConfig(
     text=TextConfig(context_length=24, dim=32, layers=1, heads=2, mlp_dim=64),
     embed_dim=16,
 )
-CONFIG = replace(clipseg.SIZES["tiny"], clip=CLIP_CONFIG)
+CONFIG = replace(clipseg.SIZES["tiny"], clip=CLIP_CONFIG, extract_layers=(0, 2))
 
 
 @pytest.fixture(scope="module")
 def model() -> CLIPSeg:
     torch.manual_seed(0)
-    made = CLIPSeg(CONFIG).eval()
-    made.tokenizer = CLIPTokenizer(24)
+    clip = CLIP(CLIP_CONFIG)
+    clip.tokenizer = CLIPTokenizer(24)
+    made = clipseg.build(CONFIG, clip).eval()
     with torch.no_grad():
         for parameter in made.decoder.parameters():  # biases and gains would hide mistakes
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -174,7 +175,7 @@ def test_clip_stays_as_it_was(model):
     assert all(parameter.grad is None for parameter in twin.clip.parameters())
 
 
-def test_a_given_clip_is_copied_and_read_at_any_size():
+def test_a_given_clip_lends_its_weights_and_is_read_at_any_size():
     torch.manual_seed(1)
     clip = CLIP(CLIP_CONFIG).eval()
     clip.tokenizer = CLIPTokenizer(24)
@@ -182,6 +183,8 @@ def test_a_given_clip_is_copied_and_read_at_any_size():
     images = torch.randn(1, 3, 48, 32)
     assert model(images, torch.randn(1, 16)).shape == (1, 48, 32)
     assert model.tokenizer is clip.tokenizer
+    assert all(parameter.requires_grad for parameter in clip.parameters())
+    assert model.clip.image.positions.data_ptr() == clip.image.positions.data_ptr()
     torch.testing.assert_close(model.look(images[:, :, :32]), clip.encode_image(images[:, :, :32], normalize=False))
 
 
@@ -224,7 +227,7 @@ def test_files_that_are_not_clipseg_are_named(tmp_path, model):
 
 def test_the_hf_layout_refuses_what_it_cannot_hold(tmp_path, model):
     with pytest.raises(ValueError, match="patches of 16 px, not 8"):
-        clipseg.to_hf(model, tmp_path / "hf")
+        clipseg.to_hf(model, tmp_path)
 
 
 def test_a_model_without_words_says_so():

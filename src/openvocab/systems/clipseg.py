@@ -30,14 +30,14 @@ from openvocab.blocks.transformer import PostNormBlock, check_layers
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip import hf_config, preprocess
 from openvocab.clip.architectures import architecture
-from openvocab.clip.dense import Maps, Segmentation, dense_pixels, judged
+from openvocab.clip.dense import TINY_CLIP, Maps, Segmentation, dense_pixels, judged
 from openvocab.clip.engine import embed_texts, evaluating
-from openvocab.clip.folder import RECORD, new_folder
+from openvocab.clip.folder import RECORD
 from openvocab.clip.layouts import LAYOUTS, Rule, State, hf_blocks, same, to_ours, to_theirs, under
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.published import tokenizer_of, weight_file
-from openvocab.clip.saved import SystemModel
+from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.vocabulary import read_labels
@@ -159,16 +159,21 @@ def _head(kind: str, dim: int, patch: int) -> nn.Module:
     )
 
 
-class CLIPSeg(SystemModel):
-    """A frozen CLIP and a decoder."""
+class CLIPSeg(CLIPSystemModel):
+    """A frozen CLIP and a decoder; a given CLIP keeps its weights, which the two then share."""
 
     system, config_type = "clipseg", CLIPSegConfig
 
-    def __init__(self, config: CLIPSegConfig):
+    def __init__(self, config: CLIPSegConfig, clip: CLIP | None = None):
         image = replace(config.clip.image, antialias=False, patch_dropout=0.0)
-        super().__init__(replace(config, clip=replace(config.clip, image=image)))
-        self.clip = CLIP(self.config.clip).requires_grad_(False)
-        self.decoder = Decoder(self.config)
+        config = replace(config, clip=replace(config.clip, image=image))
+        own = CLIP(config.clip)
+        if clip is not None:
+            own.load_state_dict(clip.state_dict(), assign=True)
+            own.tokenizer, own.name, own.trained_on = clip.tokenizer, clip.name, clip.trained_on
+        super().__init__(config, own)
+        self.clip.requires_grad_(False)
+        self.decoder = Decoder(config)
 
     def train(self, mode: bool = True) -> "CLIPSeg":
         """The decoder's mode: CLIP is frozen."""
@@ -198,9 +203,6 @@ class CLIPSeg(SystemModel):
 
     def conditions(self, prompts: Sequence[Prompt], templates: Any = "generic") -> Conditions:
         """Prompts as conditions, texts as the mean over `templates`."""
-        if self.tokenizer is None:
-            raise ValueError(f"model {self.name!r} has no tokenizer: load it with its files")
-        self.clip.tokenizer = self.tokenizer
         patterns = read_templates(templates)
         texts = [fill(pattern, prompt.label) for prompt in prompts for pattern in patterns]
         said = embed_texts(self.clip, texts, normalize=False).view(len(prompts), len(patterns), -1).mean(1)
@@ -297,17 +299,12 @@ def highlighted(picture: Image.Image, mask: Bool[np.ndarray, "height width"], si
     return Image.composite(part, around, inside)
 
 
-_UNTRAINED = CLIPConfig(
-    image=ViTConfig(image_size=32, patch_size=8, dim=32, layers=3, heads=2, mlp_dim=64),
-    text=TextConfig(vocabulary_size=320, context_length=16, dim=32, layers=1, heads=2, mlp_dim=64, end_id=319),
-    embed_dim=16,
-)
 _SCENES = PreprocessConfig(image_size=64, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25), resize_mode="squash")
 SIZES = {
     "tiny": CLIPSegConfig(
-        clip=_UNTRAINED,
+        clip=TINY_CLIP,
         preprocess=replace(_SCENES, image_size=32),
-        extract_layers=(0, 2),
+        extract_layers=(0, 1),
         dim=8,
         heads=2,
         mlp_dim=16,
@@ -322,12 +319,7 @@ SIZES = {
 def build(config: CLIPSegConfig | str, clip: CLIP | None = None) -> CLIPSeg:
     """A decoder of random weights on `clip`; without one on a CLIP of random weights, which knows nothing."""
     config = SIZES[config] if isinstance(config, str) else config
-    if clip is None:
-        return CLIPSeg(config)
-    model = CLIPSeg(replace(config, clip=clip.full_config))
-    model.clip.load_state_dict(clip.state_dict())
-    model.tokenizer = model.clip.tokenizer = clip.tokenizer
-    return model
+    return CLIPSeg(replace(config, clip=clip.full_config) if clip else config, clip)
 
 
 def embed(model: CLIPSeg, batch: Batch) -> dict[str, Tensor]:
@@ -426,7 +418,7 @@ def _from_hf(folder: Path) -> CLIPSeg:
         for name, tensor in read_tensors(weights).items()
     }
     model = CLIPSeg(config)
-    model.tokenizer = tokenizer_of(folder, config.clip)
+    model.tokenizer = model.clip.tokenizer = tokenizer_of(folder, config.clip)
     return _finished(model, _renamed(state, "hf", weights), weights)
 
 
@@ -466,8 +458,8 @@ def from_hf_config(values: dict[str, Any]) -> CLIPSegConfig:
     )
 
 
-def to_hf(model: CLIPSeg, folder: Path | str) -> None:
-    """Writes a folder that CLIPSegForImageSegmentation and CLIPSegProcessor open.
+def to_hf(model: CLIPSeg, folder: Path) -> None:
+    """Writes the files of a folder that CLIPSegForImageSegmentation and CLIPSegProcessor open.
 
     Raises:
         ValueError: transformers has no such model: another tower, or the complex head on patches that are not 16 px.
@@ -485,13 +477,12 @@ def to_hf(model: CLIPSeg, folder: Path | str) -> None:
     for tower in ("text", "vision"):
         values[f"{tower}_config"]["model_type"] = f"clipseg_{tower}_model"
     steps = preprocess.to_hf(config.preprocess) | {"image_processor_type": "ViTImageProcessor"}
-    with new_folder(folder) as part:
-        storage.write_json(part / "config.json", values)
-        storage.write_json(part / "preprocessor_config.json", steps)
-        if model.tokenizer is not None:
-            model.tokenizer.save(part)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(to_theirs(state, PEER_KEYS["hf"]), part / "model.safetensors", metadata={"format": "pt"})
+    storage.write_json(folder / "config.json", values)
+    storage.write_json(folder / "preprocessor_config.json", steps)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(to_theirs(state, PEER_KEYS["hf"]), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 SYSTEM = System(
@@ -504,5 +495,6 @@ SYSTEM = System(
     embed=embed,
     example=example,
     load=load,
+    to_hf=to_hf,
     parameters={"paper": 150_693_890, "refined": 150_747_746},
 )
