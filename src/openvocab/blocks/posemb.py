@@ -1,5 +1,7 @@
 """Learned position embeddings at grids and lengths other than the one they were learned on."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -8,17 +10,21 @@ from torch import Tensor
 Positions = Float[Tensor, "_ dim"]
 """One row per position; for images the class token's row first (where there is one), then the grid, row by row."""
 
+Resampling = Literal["antialiased", "bicubic", "bilinear"]
+"""Bicubic with the filter of big_vision and open_clip, plain (CLIPSeg), or bilinear (DPT)."""
+
 
 def resample_grid(
-    positions: Positions, grid: tuple[int, int], to: tuple[int, int], antialias: bool = True
+    positions: Positions, grid: tuple[int, int], to: tuple[int, int], how: Resampling = "antialiased"
 ) -> Positions:
-    """Image positions learned on `grid`, read at grid `to` with a bicubic filter; leading rows stay as they are."""
+    """Image positions learned on `grid`, read at grid `to`; leading rows stay as they are."""
     if grid == to:
         return positions
     rows, cols = grid
     lead = positions.shape[0] - rows * cols
     table = positions[lead:].float().view(1, rows, cols, -1).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=to, mode="bicubic", antialias=antialias, align_corners=False)
+    mode = "bilinear" if how == "bilinear" else "bicubic"
+    table = F.interpolate(table, size=to, mode=mode, antialias=how == "antialiased", align_corners=False)
     table = table.flatten(2).squeeze(0).T.to(positions.dtype)
     return torch.cat([positions[:lead], table])
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openvocab.blocks.attention import CrossAttention, Weights
-from openvocab.blocks.posemb import resample_grid
+from openvocab.blocks.posemb import Resampling, resample_grid
 from openvocab.blocks.transformer import (
     MLP,
     Activation,
@@ -47,8 +47,8 @@ class ViTConfig:
     patch_dropout: float = 0.0
     """Share of patches left out of each picture in training (FLIP, arXiv 2212.00794)."""
     dropout: float = 0.0
-    antialias: bool = True
-    """Positions at another grid come from the filter of big_vision and open_clip, or from plain bicubic (CLIPSeg)."""
+    resampling: Resampling = "antialiased"
+    """Of the positions, at other grids than that of `image_size`."""
 
     def __post_init__(self) -> None:
         if self.pool == "class" and not self.class_token:
@@ -175,7 +175,7 @@ class ViT(nn.Module):
     ) -> ImageFeatures:
         """The tower above its stem."""
         image, _, rows, cols = patches.shape
-        positions = resample_grid(self.positions, self.config.grid, (rows, cols), self.config.antialias)
+        positions = resample_grid(self.positions, self.config.grid, (rows, cols), self.config.resampling)
         x = patches.flatten(2).transpose(1, 2).contiguous()
         lead = int(self.class_token is not None)
         x = x + positions[lead:]

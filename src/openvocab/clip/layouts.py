@@ -206,8 +206,8 @@ def _openai_resnet() -> list[Rule]:
     ]
 
 
-def _timm_vit() -> list[Rule]:
-    trunk = "visual.trunk"
+def timm_vit(trunk: str) -> list[Rule]:
+    """timm's vision transformers, whose names begin with `trunk`."""
     return [
         same("image.stem.{p}", f"{trunk}.patch_embed.proj.{{p}}"),
         lead("image.class_token", f"{trunk}.cls_token", axes=2),
@@ -215,6 +215,12 @@ def _timm_vit() -> list[Rule]:
         same("image.pre_norm.{p}", f"{trunk}.norm_pre.{{p}}"),
         *_blocks("image.blocks", f"{trunk}.blocks", _TIMM_BLOCK, ("attn.qkv.{p}",)),
         same("image.norm.{p}", f"{trunk}.norm.{{p}}"),
+        same("image.projection.{p}", f"{trunk}.head.{{p}}"),
+    ]
+
+
+def _timm_pool(trunk: str) -> list[Rule]:
+    return [
         lead("image.pool.probe", f"{trunk}.attn_pool.latent", axes=2),
         same("image.pool.attention.q.{p}", f"{trunk}.attn_pool.q.{{p}}"),
         same("image.pool.attention.kv.{p}", f"{trunk}.attn_pool.kv.{{p}}"),
@@ -222,7 +228,6 @@ def _timm_vit() -> list[Rule]:
         same("image.pool.norm.{p}", f"{trunk}.attn_pool.norm.{{p}}"),
         same("image.pool.mlp.up.{p}", f"{trunk}.attn_pool.mlp.fc1.{{p}}"),
         same("image.pool.mlp.down.{p}", f"{trunk}.attn_pool.mlp.fc2.{{p}}"),
-        same("image.projection.{p}", f"{trunk}.head.{{p}}"),
     ]
 
 
@@ -235,6 +240,7 @@ def _openai_text(prefix: str = "") -> list[Rule]:
     ]
 
 
+_TIMM = [*timm_vit("visual.trunk"), *_timm_pool("visual.trunk")]
 _TEMPERATURE = [same("logit_scale", "logit_scale"), same("logit_bias", "logit_bias")]
 _PLAIN_PROJECTION = [transpose("text.projection.weight", "text_projection")]
 _CUSTOM_PROJECTION = [transpose("text.projection.weight", "text.text_projection")]
@@ -284,8 +290,8 @@ LAYOUTS: dict[str, tuple[Rule, ...]] = {
     "open_clip_vit": (*_openai_vit(), *_openai_text("text."), *_CUSTOM_PROJECTION, *_TEMPERATURE),
     "open_clip_vit_affine": (*_openai_vit(), *_openai_text("text."), *_AFFINE_PROJECTION, *_TEMPERATURE),
     "open_clip_resnet": (*_openai_resnet(), *_openai_text("text."), *_CUSTOM_PROJECTION, *_TEMPERATURE),
-    "open_clip_timm": (*_timm_vit(), *_openai_text("text."), *_CUSTOM_PROJECTION, *_TEMPERATURE),
-    "open_clip_timm_affine": (*_timm_vit(), *_openai_text("text."), *_AFFINE_PROJECTION, *_TEMPERATURE),
+    "open_clip_timm": (*_TIMM, *_openai_text("text."), *_CUSTOM_PROJECTION, *_TEMPERATURE),
+    "open_clip_timm_affine": (*_TIMM, *_openai_text("text."), *_AFFINE_PROJECTION, *_TEMPERATURE),
     "hf_clip": tuple(_HF_CLIP),
     "hf_siglip": tuple(_HF_SIGLIP),
 }

@@ -249,7 +249,7 @@ def _refuse_unless_inferred(config: CLIPConfig, inferred: CLIPConfig) -> None:
     """OpenAI's loader has only shapes to go by: what they do not say must be what it assumes."""
     for tower in ("image", "text"):
         ours, theirs = to_dict(getattr(config, tower)), to_dict(getattr(inferred, tower))
-        for name in ours.keys() - {"dropout", "patch_dropout", "antialias"}:
+        for name in ours.keys() - {"dropout", "patch_dropout", "resampling"}:
             if ours[name] != theirs[name]:
                 what = f"{tower}.{name}={ours[name]!r}"
                 raise ValueError(f"the openai layout cannot say {what}: its loader takes {theirs[name]!r}")

@@ -165,7 +165,7 @@ class CLIPSeg(CLIPSystemModel):
     system, config_type = "clipseg", CLIPSegConfig
 
     def __init__(self, config: CLIPSegConfig, clip: CLIP | None = None):
-        image = replace(config.clip.image, antialias=False, patch_dropout=0.0)
+        image = replace(config.clip.image, resampling="bicubic", patch_dropout=0.0)
         config = replace(config, clip=replace(config.clip, image=image))
         own = CLIP(config.clip)
         if clip is not None:

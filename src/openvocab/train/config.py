@@ -11,14 +11,15 @@ class OptimConfig:
     `warmup_steps=None` derives the warm-up from the run's length: a twentieth of it, at most 2,000 steps.
     """
 
-    method: Literal["adamw", "muon"] = "adamw"
-    """`muon` (see `train.muon`) takes the first of `betas` as its momentum and is for weight matrices alone."""
+    method: Literal["adamw", "muon", "sgd"] = "adamw"
+    """`muon` (see `train.muon`) and `sgd` take the first of `betas` as momentum; muon is for weight matrices alone."""
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.2
     warmup_steps: int | None = None
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "poly"] = "cosine"
+    """After the warm-up; `poly` is what is left of the run to the power of 0.9."""
     clip_norm: float | None = 1.0
 
 

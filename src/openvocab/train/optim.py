@@ -16,15 +16,15 @@ def warmup_steps(optim: OptimConfig, steps: int) -> int:
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then cosine or linear to 0, or constant."""
+    """The learning rate of step `step` (from 0) of `steps`: linear warm-up, then what `schedule` says."""
     warm = warmup_steps(optim, steps)
     if step < warm:
         return optim.lr * (step + 1) / warm
     left = 1.0 - (step - warm) / max(1, steps - warm)
     if optim.schedule == "constant":
         return optim.lr
-    if optim.schedule == "linear":
-        return optim.lr * left
+    if optim.schedule in ("linear", "poly"):
+        return optim.lr * (left if optim.schedule == "linear" else left**0.9)
     return optim.lr * 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
 
 
@@ -57,6 +57,8 @@ def make_optimiser(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> to
     """The optimiser that `optim` describes."""
     if optim.method == "muon":
         return Muon(parameters, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
+    if optim.method == "sgd":
+        return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
     return adamw(parameters, optim)
 
 

@@ -27,6 +27,11 @@ def test_a_ramp_over_columns_stays_a_ramp_over_columns():
     torch.testing.assert_close(larger[0], larger[5])
 
 
+def test_bilinear_positions_are_those_between():
+    between = resample_grid(torch.tensor([9.0, 0.0, 1.0]).view(3, 1), (1, 2), (1, 4), "bilinear")
+    torch.testing.assert_close(between[:, 0], torch.tensor([9.0, 0.0, 0.25, 0.75, 1.0]))
+
+
 def test_gradients_reach_the_table_in_its_own_precision(rng):
     positions = torch.randn(10, 4, generator=rng).to(torch.bfloat16).requires_grad_()
     resampled = resample_grid(positions, (3, 3), (5, 5))

@@ -13,6 +13,7 @@ from openvocab.train.optim import (
     OptimConfig,
     adamw,
     learning_rate,
+    make_optimiser,
     select_parameters,
     warmup_steps,
 )
@@ -37,6 +38,19 @@ def test_the_warmup_follows_the_length_of_the_run():
 def test_linear_and_constant_schedules():
     assert learning_rate(OptimConfig(lr=1.0, warmup_steps=0, schedule="linear"), 5, 20) == pytest.approx(0.75)
     assert learning_rate(OptimConfig(lr=1.0, warmup_steps=0, schedule="constant"), 19, 20) == 1.0
+
+
+def test_stochastic_gradient_descent_with_the_polynomial_schedule():
+    optim = OptimConfig(method="sgd", lr=1.0, betas=(0.9, 0.0), weight_decay=0.1, warmup_steps=0, schedule="poly")
+    assert learning_rate(optim, 5, 20) == pytest.approx(0.75**0.9)
+    weight = nn.Parameter(torch.tensor([2.0]))
+    optimiser, velocity, expected = make_optimiser([weight], optim), 0.0, 2.0
+    for gradient in (0.5, -1.0, 2.0):
+        weight.grad = torch.tensor([gradient])
+        optimiser.step()
+        velocity = 0.9 * velocity + gradient + 0.1 * expected
+        expected -= velocity
+        assert weight.item() == pytest.approx(expected)
 
 
 def test_gains_biases_and_the_temperature_do_not_decay():
