@@ -130,10 +130,10 @@ def _open(path: Path, verify: bool, architecture: str | None) -> CLIP:
         steps = path / _HF_STEPS
         config = from_hf_config(storage.read_json(path / _HF), storage.read_json(steps) if steps.exists() else None)
         if config.preprocess is None:
-            clip_defaults(path, config, _HF_STEPS)
+            clip_defaults(path, config.text, _HF_STEPS)
     weights = weight_file(path)
     clip = build(config, read_tensors(weights), where=weights)
-    return _finish(clip, path.name, tokenizer_of(path, config))
+    return _finish(clip, path.name, tokenizer_of(path, config.text))
 
 
 def _open_file(path: Path, architecture: str | None) -> CLIP:
@@ -158,7 +158,7 @@ def _open_file(path: Path, architecture: str | None) -> CLIP:
         clip.trained_on = {"data": "WebImageText, 400 million pairs (OpenAI)"}
     if config.text.vocabulary_size == CLIP_VOCABULARY_SIZE:  # what lies beside a lone file need not belong to it
         return _finish(clip, name, CLIPTokenizer(config.text.context_length))
-    return _finish(clip, name, tokenizer_of(path.parent, config))
+    return _finish(clip, name, tokenizer_of(path.parent, config.text))
 
 
 def _published_name(path: Path) -> str | None:

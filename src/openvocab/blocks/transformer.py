@@ -54,15 +54,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(nn.Module):
-    """down(activation(up(x)))."""
+    """down(activation(up(x))); `out_dim` is `dim` unless given."""
 
-    def __init__(self, dim: int, hidden_dim: int, activation: Activation):
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation, out_dim: int | None = None):
         super().__init__()
         self.up = nn.Linear(dim, hidden_dim)
         self.activation = ACTIVATIONS[activation]
-        self.down = nn.Linear(hidden_dim, dim)
+        self.down = nn.Linear(hidden_dim, out_dim or dim)
 
-    def forward(self, x: Sequence) -> Sequence:
+    def forward(self, x: Sequence) -> Float[Tensor, "batch token out"]:
         return self.down(self.activation(self.up(x)))
 
 

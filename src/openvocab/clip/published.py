@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from openvocab.blocks.text import TextConfig
-from openvocab.clip.model import CLIPConfig
+from openvocab.blocks.text import CBOWConfig, TextConfig
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.tokenizer_files import load_tokenizer
 from openvocab.progress import warn
@@ -36,26 +35,25 @@ def weight_file(path: Path) -> Path:
     raise FileNotFoundError(f"{path}: has a config but no weights (model.safetensors, pytorch_model.bin, ...)")
 
 
-def tokenizer_of(path: Path, config: CLIPConfig) -> Tokenizer:
-    """The folder's tokenizer, checked against vocabulary and end id; CLIP's own where there are no files."""
-    length, size = config.text.context_length, config.text.vocabulary_size
+def tokenizer_of(path: Path, text: TextConfig | CBOWConfig) -> Tokenizer:
+    """A folder's tokenizer, checked against vocabulary and end id; CLIP's own where there are no files."""
+    length, size = text.context_length, text.vocabulary_size
     try:
         tokenizer = load_tokenizer(path, length)
     except FileNotFoundError as missing:
         if size != CLIP_VOCABULARY_SIZE:
             raise FileNotFoundError(f"{missing}; a vocabulary of {size} needs its tokenizer's files") from None
-        clip_defaults(path, config, "tokenizer.json")
+        clip_defaults(path, text, "tokenizer.json")
         return CLIPTokenizer(length)
     if tokenizer.vocabulary_size > size:
         raise ValueError(f"{path}: the tokenizer has {tokenizer.vocabulary_size} tokens, the model {size}")
-    text = config.text
     if isinstance(text, TextConfig) and text.pool == "end" and tokenizer.end_id != text.end_id:
         raise ValueError(f"{path}: the tokenizer ends texts with id {tokenizer.end_id}, the model reads {text.end_id}")
     return tokenizer
 
 
-def clip_defaults(path: Path, config: CLIPConfig, missing: str) -> None:
+def clip_defaults(path: Path, text: TextConfig | CBOWConfig, missing: str) -> None:
     """Says that CLIP's own file stands in for a missing one, or raises where the vocabulary is not CLIP's."""
-    if config.text.vocabulary_size != CLIP_VOCABULARY_SIZE:
+    if text.vocabulary_size != CLIP_VOCABULARY_SIZE:
         raise FileNotFoundError(f"{path / missing} is missing")
     warn(f"{path}: no {missing}; its vocabulary is CLIP's, so CLIP's own is taken")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openvocab import storage
 from openvocab.clip.folder import FORMAT, RECORD, WEIGHTS, new_folder, read_record
+from openvocab.clip.layouts import State
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig, preprocess
 from openvocab.clip.tokenizer import Tokenizer
@@ -55,7 +56,7 @@ class SystemModel(nn.Module):
 
     def save(self, folder: Path | str) -> None:
         """Writes the model as a folder that `ov.load` opens: all of it appears at once, or nothing does."""
-        self.fingerprint = self._identity()
+        self.fingerprint = self.identity()
         with new_folder(folder) as part:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
             save_file(state, part / WEIGHTS, metadata={"format": "pt"})
@@ -77,21 +78,27 @@ class SystemModel(nn.Module):
         if record["system"] != cls.system:
             raise ValueError(f"{folder}: holds a model of {record['system']}, expected {cls.system}")
         config = from_dict(cls.config_type, record["config"], where=str(folder / RECORD))
-        with torch.random.fork_rng(devices=[]):
-            model = cls(config)
-        try:
-            model.load_state_dict(read_tensors(folder / WEIGHTS))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{folder / WEIGHTS}: not the weights of its config: {str(error).splitlines()[-1].strip()}"
-            ) from None
+        model = cls.of(config, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
         model.name, model.trained_on = record["name"], record["trained_on"]
         if (folder / "tokenizer_config.json").exists():
             model.tokenizer = load_tokenizer(folder, None)
-        model.fingerprint = model._identity()
+        model.fingerprint = model.identity()
+        return model
+
+    @classmethod
+    def of(cls: type[M], config: Any, state: State, where: Path | str = "these weights") -> M:
+        """A model with given weights, in eval mode; ValueError where they are not those of the config."""
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{where}: not the weights of its config: {reason}") from None
         return model.eval()
 
-    def _identity(self) -> str:
+    def identity(self) -> str:
+        """The fingerprint that belongs to the weights as they are now."""
         tokenizer = None if self.tokenizer is None else self.tokenizer.fingerprint
         return storage.fingerprint(self.system, digests(self), to_dict(self.config), tokenizer)
 

@@ -1,7 +1,8 @@
 """Segmentation from accumulated counts: IoU is of all pixels of a set together, never a mean over pictures."""
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Classes = Int[Tensor, "*pixels"]
@@ -68,6 +69,16 @@ def foreground_background_iou(counts: Counts, background: int = 0) -> float:
     kept = counts[background, background]
     behind = kept / (counts[background].sum() + counts[:, background].sum() - kept)
     return (foreground_iou(counts, background) + behind.item()) / 2
+
+
+def best_segment_iou(
+    segments: Int[Tensor, "height width"], masks: Bool[Tensor, "object height width"]
+) -> Float[Tensor, " object"]:
+    """Of each object the IoU of the one segment that fits it best, whatever either is called."""
+    apart = F.one_hot(segments).flatten(0, 1).double()
+    inside = masks.flatten(1).double()
+    both = inside @ apart
+    return (both / (inside.sum(1, keepdim=True) + apart.sum(0) - both).clamp_min(1)).amax(1)
 
 
 def harmonic_mean(base: float, novel: float) -> float:

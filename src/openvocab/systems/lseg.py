@@ -531,7 +531,7 @@ def from_official(path: Path | str) -> LSeg:
     except RuntimeError as error:
         raise ValueError(f"{path}: not an official LSeg: {str(error).splitlines()[-1].strip()}") from None
     model.name = Path(path).stem
-    model.fingerprint = model._identity()
+    model.fingerprint = model.identity()
     return model.eval()
 
 

@@ -53,7 +53,7 @@ def _pinned(rows: Rows, facts: Facts) -> Finding | None:
     chance = math.log(facts.get("batch_size", 0) or 1)
     contrastive = [row for row in rows if "diag/scale" in row]
     patience = max(20, 2 * facts.get("warmup_steps", 0), facts.get("steps", 0) // 10)
-    late = [row["loss"] for row in contrastive if row["step"] > patience]
+    late = [row.get("diag/image_text", row["loss"]) for row in contrastive if row["step"] > patience]
     if chance == 0 or len(late) < 5 or min(late[-5:]) < 0.98 * chance:
         return None
     return Finding(
@@ -76,6 +76,19 @@ def _collapsed(rows: Rows, facts: Facts) -> Finding | None:
                 "lower optim.lr, lengthen the warm-up, and check that the inputs differ and are normalised",
             )
     return None
+
+
+def _ungrouped(rows: Rows, facts: Facts) -> Finding | None:
+    patience = max(50, facts.get("steps", 0) // 4)
+    late = [row["diag/group_entropy"] for row in rows if "diag/group_entropy" in row and row["step"] > patience]
+    if len(late) < 5 or max(late[-5:]) > 0.1:
+        return None
+    return Finding(
+        "one group takes all",
+        f"the entropy of the groups' shares is {late[-1]:.2f} of what it could be",
+        "nearly all patches go to one group, so that segments say nothing",
+        "lower optim.lr, lengthen the warm-up, or begin with fewer groups (model.image.groups)",
+    )
 
 
 def _temperature(rows: Rows, facts: Facts) -> Finding | None:
@@ -150,6 +163,7 @@ def _data_bound(rows: Rows, facts: Facts) -> Finding | None:
 RULES: tuple[Callable[[Rows, Facts], Finding | None], ...] = (
     _pinned,
     _collapsed,
+    _ungrouped,
     _temperature,
     _duplicates,
     _truncated,
