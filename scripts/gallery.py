@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from openvocab import loading, systems
+from openvocab.data.annotated import open_source
+from openvocab.lab.overlay import label_colours
+from openvocab.lab.study import Arm
 from openvocab.storage import atomic_path
 from openvocab.world.radiograph import FINDINGS, draw_radiographs, render_radiographs
 from openvocab.world.render import render, truth
-from openvocab.world.scene import WorldConfig, class_scenes, draw_scenes, rich_world
+from openvocab.world.scene import CLASSES, WorldConfig, class_scenes, draw_scenes, rich_world
 from openvocab.world.skills import SKILLS, questions
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
@@ -44,6 +48,39 @@ def skills(columns: int = 8, title_px: int = 120) -> Image.Image:
     return page.quantize(256)
 
 
+def dense(count: int = 6, zoom: int = 2) -> Image.Image:
+    """A row for each scene: the picture, what each trained system says of it with all 64 labels to choose from, truth.
+
+    Systems whose `small` run this machine has not kept (`openvocab claims`) have no column.
+    """
+    data = open_source("scenes:40:7")
+    found = [data.read(index) for index in range(40)]
+    shown = [each for each in found if len(each.label_ids) > 1][:count]
+    columns = {"picture": [np.array(each.image) for each in shown]}
+    for name in ("maskclip", "groupvit", "clipseg", "lseg"):
+        trained = Arm(system="clip", size="dense") if name == "maskclip" else Arm(system=name)
+        if not (trained.folder(0) / "model").exists():
+            continue
+        model = loading.load(trained.folder(0))
+        model = systems.get(name).build("tiny", model) if name == "maskclip" else model
+        columns[name] = [painted(model.segment(each.image, CLASSES).classes.numpy() + 1) for each in shown]
+    columns["truth"] = [painted(each.classes) for each in shown]
+    side, head = 64 * zoom, 20
+    page = Image.new("RGB", ((side + GAP) * len(columns) + GAP, head + (side + GAP) * count), "white")
+    for at, (name, pictures) in enumerate(columns.items()):
+        ImageDraw.Draw(page).text((GAP + at * (side + GAP), 2), name, "black", font_size=14)
+        for row, picture in enumerate(pictures):
+            big = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
+            page.paste(big, (GAP + at * (side + GAP), head + row * (side + GAP)))
+    return page.quantize(128)
+
+
+def painted(classes: np.ndarray) -> np.ndarray:
+    """Class 0 grey, every other one a colour of its own."""
+    colours = np.concatenate([[(225, 225, 225)], label_colours(len(CLASSES))]).astype(np.uint8)
+    return colours[classes]
+
+
 def save(name: str, image: Image.Image) -> None:
     GALLERY.mkdir(parents=True, exist_ok=True)
     with atomic_path(GALLERY / name) as path:
@@ -62,6 +99,7 @@ def main() -> None:
     for slot in range(masks.shape[1]):
         painted = np.where(masks[:, slot, None], palette[slot][None, :, None, None], painted).astype(np.uint8)
     save("truth.png", sheet(np.concatenate([render(scenes[:12], 64), painted]), 12))
+    save("dense.png", dense())
     one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)
     films = draw_radiographs(len(one_each), seed=5)
     everything = {"left": np.ones_like(one_each), "large": np.ones_like(one_each)}

@@ -33,7 +33,7 @@ def index_picture(found: Segmentation) -> Image.Image:
 def overlay(found: Segmentation, picture: Image.Image) -> Image.Image:
     """The picture with each label that it shows in a colour of its own, and the names below."""
     shown = [row for row in found.classes.unique().tolist() if row != NONE]
-    pixels, colours = np.array(picture.convert("RGB"), np.float32), _colours(len(shown))
+    pixels, colours = np.array(picture.convert("RGB"), np.float32), label_colours(len(shown))
     for row, colour in zip(shown, colours):
         mask = (found.classes == row).numpy()
         pixels[mask] = (1 - _SHARE) * pixels[mask] + _SHARE * colour
@@ -49,7 +49,7 @@ def overlay(found: Segmentation, picture: Image.Image) -> Image.Image:
     return canvas
 
 
-def _colours(count: int) -> UInt8[np.ndarray, "label 3"]:
+def label_colours(count: int) -> UInt8[np.ndarray, "label 3"]:
     """Hues around the circle, neighbours far apart."""
     hues = [(0.6 + 0.618034 * number) % 1 for number in range(count)]
     return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 0.95)] for hue in hues], np.uint8)
