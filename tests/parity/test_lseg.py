@@ -12,7 +12,8 @@ from transformers import DPTConfig
 from transformers.models.dpt.modeling_dpt import DPTNeck, DPTViTEmbeddings
 
 from openvocab.blocks.posemb import resample_grid
-from openvocab.systems.lseg import LSeg, encoder_from_timm, to_official
+from openvocab.systems.lseg import load
+from openvocab.systems.lseg.official import encoder_from_timm, to_official
 
 WIDTHS = [8, 12, 16, 20]
 NECK = {
@@ -28,7 +29,7 @@ NECK = {
 
 
 class Official(nn.Module):
-    """The parts, put together as section 4 says."""
+    """The parts, put together as the paper does."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +93,7 @@ def ours_and_theirs(tmp_path):
     theirs = Official().eval()
     theirs.clip.half().float()  # the checkpoints' words are in half precision
     torch.save({"epoch": 3, "state_dict": theirs.state(), "hyper_parameters": {"arch_option": 0}}, tmp_path / "a.ckpt")
-    return LSeg.load(tmp_path / "a.ckpt"), theirs
+    return load(tmp_path / "a.ckpt"), theirs
 
 
 def test_an_official_state_dict_loads_strictly_and_gives_equal_maps_and_gradients(tmp_path):

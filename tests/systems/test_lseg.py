@@ -21,7 +21,9 @@ from openvocab.clip.weights import fingerprint
 from openvocab.data.annotated import NOTHING, Annotation, open_source
 from openvocab.metrics.segment import IGNORED
 from openvocab.systems import lseg as system
-from openvocab.systems.lseg import LSeg, LSegData, Samples, ask, encoder_from_timm, to_official
+from openvocab.systems.lseg import LSeg, LSegData, Samples, ask
+from openvocab.systems.lseg.model import LSegConfig
+from openvocab.systems.lseg.official import encoder_from_timm, start_encoder, to_official
 from openvocab.train.fit import fit
 from openvocab.world.scene import CLASSES, held_out_classes
 
@@ -236,7 +238,7 @@ def test_an_encoder_begins_as_its_clip_or_as_timms_weights(tmp_path):
     from_timm, _ = system.prepare(recipe, words)
     assert torch.equal(from_timm.image.positions, timm["pos_embed"][0])
     with pytest.raises(ValueError, match=r"blocks\.1\..* is missing"):
-        system.start_encoder(from_timm, {n: v for n, v in encoder_from_timm(timm).items() if "blocks.1" not in n})
+        start_encoder(from_timm, {n: v for n, v in encoder_from_timm(timm).items() if "blocks.1" not in n})
 
 
 def test_what_cannot_begin_is_said():
@@ -269,12 +271,12 @@ def test_a_closed_head_knows_its_labels_and_no_words():
 
 def checkpoint(folder, monkeypatch, **changes):
     """A model of four layers, saved as the official trainer does: with objects of its own, and parts of no use."""
-    image = replace(system._VIT_L, image_size=64, patch_size=16, dim=64, layers=4, heads=1, mlp_dim=256)
+    image = replace(system.VIT_L, image_size=64, patch_size=16, dim=64, layers=4, heads=1, mlp_dim=256)
     text = replace(TINY_CLIP.text, vocabulary_size=49408, end_id=49407, context_length=77, dim=64, heads=1, mlp_dim=256)
     words = replace(TINY_CLIP, image=replace(TINY_CLIP.image, dim=64, heads=1, mlp_dim=256), text=text)
     torch.manual_seed(0)
     read = {"read_after": (0, 1, 2, 3), "widths": (8, 8, 8, 8), "channels": 8}
-    ours = LSeg(system.LSegConfig(clip=words, image=image, blocks=2, activation="tanh", **read)).eval()
+    ours = LSeg(LSegConfig(clip=words, image=image, blocks=2, activation="tanh", **read)).eval()
     unread = {f"net.scratch.refinenet4.resConfUnit1.conv{i}.weight": torch.zeros(8, 8, 3, 3) for i in (1, 2)}
     unread |= {"net.pretrained.model.head.weight": torch.zeros(7, 64), "train_accuracy.correct": torch.zeros(())}
     callbacks = types.ModuleType("pytorch_lightning_callbacks")
@@ -303,7 +305,7 @@ def test_official_checkpoints_open_without_running_what_they_hold(tmp_path, monk
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeypatch):
     _, path = checkpoint(tmp_path, monkeypatch, hyper_parameters={})
     with pytest.raises(ValueError, match="no hyper_parameters"):
-        LSeg.load(path)
+        system.load(path)
     ours, _ = checkpoint(tmp_path, monkeypatch)
     state = to_official(ours)
     for wrong, reason in (
@@ -313,4 +315,4 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tmp_path, monkeyp
     ):
         _, path = checkpoint(tmp_path, monkeypatch, state_dict=wrong)
         with pytest.raises(ValueError, match=reason):
-            LSeg.load(path)
+            system.load(path)

@@ -80,6 +80,7 @@ class DPT(nn.Module):
         self.reassemble = nn.ModuleList(Reassemble(dim, width, finest / 2**level) for level, width in enumerate(widths))
         self.align = nn.ModuleList(nn.Conv2d(width, channels, 3, padding=1, bias=False) for width in widths)
         self.fusions = nn.ModuleList(Fusion(channels, level == len(widths) - 1) for level in range(len(widths)))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a sixth faster on a CPU
 
     def forward(
         self, layers: Sequence[Float[Tensor, "image token dim"]], grid: tuple[int, int]
