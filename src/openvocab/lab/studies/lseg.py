@@ -22,7 +22,7 @@ WORDS = Arm(system="lseg")
 CLOSED = WORDS.but(f"model.closed={json.dumps(CLASSES)}")
 ASKED = WORDS.but("data.asked=16")
 BLOCKS = WORDS.but("model.blocks=2")
-WORLD = "generated scenes of 64 pixels, sixteen of 64 colour-shape pairs in no picture of training, 1.1 M parameters"
+WORLD = "generated scenes, sixteen of 64 colour-shape pairs in no picture of training, 1.1 M parameters, 200 steps"
 TEST = "scenes:500"
 
 ENOUGH, SHARE, CLOSED_LIMIT = 0.30, 0.55, 0.01

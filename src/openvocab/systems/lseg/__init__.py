@@ -186,7 +186,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[LSegConfig]:
         model=SIZES[size],
         data=LSegData(pictures=pictures, encoder="scratch" if tiny else "clip"),
         optim=OptimConfig(lr=2e-3, weight_decay=0.05),
-        fit=FitConfig(steps=20 if tiny else 600, checkpoint_every_steps=100),
+        fit=FitConfig(steps=20 if tiny else 200, checkpoint_every_steps=100),
         groups=(encoder, GroupConfig()),
     )
 
@@ -277,4 +277,5 @@ SYSTEM = System(
     example=example,
     load=load,
     init=("clip", "dense"),
+    minutes={"small": 2.0},
 )
