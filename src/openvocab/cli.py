@@ -388,12 +388,13 @@ def convert(
     context_length: Annotated[
         int | None, typer.Option(help="Stretches the text positions, for example from 77 to 248.")
     ] = None,
+    system: Annotated[str | None, typer.Option(help="Of a checkpoint that cannot say it, such as lseg.")] = None,
     as_json: Json = False,
 ) -> None:
     """Rewrites a model in another layout; what the target cannot express is refused."""
     from openvocab.loading import convert as rewrite
 
-    rewrite(source, destination, to=to, context_length=context_length)
+    rewrite(source, destination, to=to, context_length=context_length, system=system)
     _show({"source": source, "destination": str(destination), "layout": to}, as_json, f"{destination} ({to})")
 
 

@@ -203,6 +203,7 @@ def convert(
     to: str,
     architecture: str | None = None,
     context_length: int | None = None,
+    system: str | None = None,
 ) -> Path:
     """Writes a model in another layout: a folder, or for `openai` a file.
 
@@ -210,6 +211,7 @@ def convert(
         to: `openvocab`, `openai` (a `.pt` that OpenAI's `clip.load` opens), `open_clip` (a `local-dir:` folder),
             `hf` (a folder for CLIPModel, CLIPProcessor and CLIPTokenizer, or SiglipModel).
         context_length: stretch the text positions to so many tokens, see `clip.stretch`.
+        system: as for `load`.
 
     Returns:
         The file or folder that was written.
@@ -217,9 +219,9 @@ def convert(
     Raises:
         ValueError: the layout cannot express the model; the message says which part.
     """
-    clip = load(source, architecture=architecture)
+    clip = load(source, architecture=architecture, system=system)
     if not isinstance(clip, CLIP):
-        return _convert_system(clip, _system(locate(source)), Path(destination), to)
+        return _convert_system(clip, system or _system(locate(source)), Path(destination), to)
     if context_length is not None:
         clip = stretch_context(clip, context_length)
     destination = Path(destination)
