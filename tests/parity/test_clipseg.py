@@ -12,10 +12,12 @@ from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, CLIPSegProc
 from openvocab import loading
 from openvocab.blocks.text import TextConfig
 from openvocab.blocks.vit import ViTConfig
+from openvocab.clip.layouts import to_ours, to_theirs
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.tokenizer import CLIPTokenizer
 from openvocab.systems import clipseg
-from openvocab.systems.clipseg import PEER_KEYS, CLIPSeg
+from openvocab.systems.clipseg.model import CLIPSeg
+from openvocab.systems.clipseg.published import PEER_KEYS, from_hf_config
 
 TEXT = {
     "vocab_size": 300, "eos_token_id": 299, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -50,8 +52,8 @@ def peer(head: str, text=TEXT, **changes) -> CLIPSegForImageSegmentation:
 
 
 def ours_of(theirs) -> CLIPSeg:
-    ours = CLIPSeg(clipseg.from_hf_config(json.loads(theirs.config.to_json_string())))
-    ours.load_state_dict(clipseg.to_ours(theirs.state_dict(), PEER_KEYS["hf"]))
+    ours = CLIPSeg(from_hf_config(json.loads(theirs.config.to_json_string())))
+    ours.load_state_dict(to_ours(theirs.state_dict(), PEER_KEYS["hf"]))
     return ours.eval()
 
 
@@ -198,5 +200,5 @@ def test_published_sizes_have_the_published_tensors(size):
         config = CLIPSegConfig(vision_config=image, use_complex_transposed_convolution=head == "complex")
         theirs = CLIPSegForImageSegmentation(config).state_dict()
     assert sum(t.numel() for t in ours.values()) == clipseg.SYSTEM.parameters[size]
-    mapped = clipseg.to_theirs(ours, PEER_KEYS["hf"])
+    mapped = to_theirs(ours, PEER_KEYS["hf"])
     assert {name: t.shape for name, t in mapped.items()} == {name: t.shape for name, t in theirs.items()}

@@ -12,8 +12,14 @@ from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.dense import NONE, judged
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.tokenizer import CLIPTokenizer
+from openvocab.config import override
+from openvocab.data.annotated import open_source
+from openvocab.data.phrases import Phrases, highlighted
+from openvocab.data.scenes import withheld_labels
 from openvocab.systems import clipseg
-from openvocab.systems.clipseg import CLIPSeg, Prompt, highlighted
+from openvocab.systems.clipseg import model as parts
+from openvocab.systems.clipseg.model import CLIPSeg, Prompt
+from openvocab.train.fit import fit
 
 CLIP_CONFIG = CLIPConfig(
     image=ViTConfig(image_size=32, patch_size=8, dim=32, layers=3, heads=2, mlp_dim=64),
@@ -73,7 +79,7 @@ def test_many_prompts_share_one_pass_and_bounded_memory(model, monkeypatch):
     see, decode = tower.forward, decoder.forward
     monkeypatch.setattr(tower, "forward", lambda *a, **k: passes.append(1) or see(*a, **k))
     monkeypatch.setattr(decoder, "forward", lambda self, seen, c: rows.append(len(c)) or decode(self, seen, c))
-    monkeypatch.setattr(clipseg, "_TOKENS", 16 * 64)
+    monkeypatch.setattr(parts, "_TOKENS", 16 * 64)
     labels = [f"thing {number}" for number in range(500)]
     found = model.segment(noise(32, 32), labels)
     assert (len(passes), sum(rows), max(rows)) == (1, 500, 64)
@@ -90,7 +96,7 @@ def test_more_prompts_cost_only_the_decoder(model):
         conditions, best = torch.randn(count, 16), float("inf")
         for _ in range(3):
             began = time.perf_counter()
-            for _ in model._maps(picture, conditions, None):
+            for _ in model.maps(picture, conditions):
                 pass
             best = min(best, time.perf_counter() - began)
         return best
@@ -233,3 +239,57 @@ def test_the_hf_layout_refuses_what_it_cannot_hold(tmp_path, model):
 def test_a_model_without_words_says_so():
     with pytest.raises(ValueError, match="no tokenizer"):
         clipseg.build("tiny").segment(noise(8, 8), ["cat"])
+
+
+def test_training_teaches_the_decoder_alone_and_never_a_withheld_pair(model, tmp_path):
+    recipe = override(clipseg.recipe("tiny"), ["fit.steps=2", "data.annotated.num_scenes=64", "optim.lr=0.01"])
+    clip = model.clip
+    trained, (stage,) = clipseg.prepare(recipe, clip)
+    said = [trained.tokenizer.decode(row.tolist()) for step in range(2) for row in stage.data.batch(step)["tokens"]]
+    assert not any(name in text for text in said for name in withheld_labels("H1"))
+    batch = stage.data.batch(0)
+    again = clipseg.prepare(recipe, clip)[1][0].data.batch(0)
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    pictured = batch["text_weights"] < 1
+    assert 0 < pictured.sum() < len(pictured)
+    assert (batch["text_weights"][pictured] <= 0.5).all()
+    before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
+    fit(trained, stage)
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith("clip."), name
+    trained.save(tmp_path / "model")
+    figures = clipseg.evaluate(clipseg.load(tmp_path / "model"), open_source("scenes:3"), withheld_labels("H1"))
+    assert {"miou", "fg_iou", "silent"} <= set(figures)
+
+
+def test_rows_without_a_picture_are_prompted_by_words_alone(model):
+    torch.manual_seed(0)
+    batch = clipseg.example(model, 3)
+    batch["text_weights"] = torch.tensor([1.0, 0.25, 0.0])
+    words, shown = model.read(batch["tokens"]), model.look(batch["prompt_images"])
+    expected = torch.stack([words[0], 0.25 * words[1] + 0.75 * shown[1], shown[2]])
+    torch.testing.assert_close(clipseg.embed(model, batch)["logits"], model(batch["images"], expected))
+
+
+def test_figures_of_a_model_that_knows_the_truth(model, monkeypatch):
+    """Maps taken from the truth give the best figures, and the background the worst."""
+    data = open_source("scenes:12")
+    phrases = Phrases(data, supports=False)
+    conditions = torch.arange(len(data.labels)).float().unsqueeze(1)
+
+    def perfect(self, image, wanted, short_side_px=None):
+        found = next(f for f in map(data.read, range(len(data))) if f.image == image)
+        masks = [phrases.mask(phrases.phrases[int(row)], found) for row in wanted[:, 0]]
+        yield torch.from_numpy(np.stack(masks)).float() * 20 - 10
+
+    monkeypatch.setattr(CLIPSeg, "conditions", lambda *_: conditions)
+    monkeypatch.setattr(CLIPSeg, "look", lambda *_: torch.zeros(1, 1))
+    monkeypatch.setattr(CLIPSeg, "maps", perfect)
+    figures = clipseg.evaluate(model, data, data.labels[:32])
+    assert (figures["fg_iou"], figures["fg_iou_novel"], figures["miou"], figures["silent"]) == (1.0, 1.0, 1.0, 1.0)
+    assert figures["fg_iou_shuffled"] == 0.0
+
+
+def test_training_needs_a_clip():
+    with pytest.raises(ValueError, match="name one with --init"):
+        clipseg.prepare(clipseg.recipe("tiny"))
