@@ -64,6 +64,7 @@ def _claim(name: str, says: str, expects: str, gate: Gate, study: Callable[[int]
         gate=gate,
         world=WORLD,
         study=study,
+        seeds=1,
         picture=picture,
     )
 

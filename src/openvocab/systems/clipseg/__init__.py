@@ -35,7 +35,7 @@ from openvocab.data.annotated import Annotated, AnnotatedBatches, AnnotatedConfi
 from openvocab.data.decode import to_rgb
 from openvocab.data.phrases import Mask, Phrases, foreground_crop, highlighted
 from openvocab.progress import track
-from openvocab.shapes import Batch
+from openvocab.shapes import Batch, Images
 from openvocab.system import Recipe, System
 from openvocab.systems.clipseg.model import CLIPSeg, CLIPSegConfig, Conditions, Prompt
 from openvocab.systems.clipseg.published import load, to_hf
@@ -159,12 +159,17 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPSegConfig]:
     small = size in ("tiny", "small")
     steps = {"tiny": 30, "small": 1200, "paper": 20_000, "refined": 50_000}[size]
     pictures = AnnotatedConfig(source=source, batch_size=32 if small else 64, workers=0 if small else 8)
+    optim = OptimConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01, warmup_steps=0)
+    # The activations of a small CLIP are of a size of ten: what reads them takes shorter steps.
+    reduces = GroupConfig(
+        name="reduces", prefixes=("decoder.reduces.",), optim=replace(optim, lr=4e-4, warmup_steps=None)
+    )
     return Recipe(
         model=SIZES[size],
         data=PhrasesConfig(annotated=pictures),
-        optim=OptimConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01, warmup_steps=0),
+        optim=replace(optim, lr=5e-3, warmup_steps=None) if small else optim,
         fit=FitConfig(steps=steps, precision="float32" if small else "bfloat16"),
-        groups=(GroupConfig(),),
+        groups=(reduces, GroupConfig()) if small else (GroupConfig(),),
     )
 
 
@@ -195,8 +200,16 @@ def prepare(
         world_size=distributed.world_size(group),
         quarantine=folder / "quarantine.jsonl" if folder else None,
     )
+    _settle(model, batches.batch(0)["images"])
     stage = Stage(name="clipseg", data=batches, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
     return model, (replace(stage, groups=recipe.groups),)
+
+
+@torch.no_grad()
+def _settle(model: CLIPSeg, images: Images) -> None:
+    """What the decoder makes of each layer begins at one scale, or the prompt is lost beside large activations."""
+    for reduce, tokens in zip(model.decoder.reduces, reversed(model.see(images).layers)):
+        reduce.weight /= tokens.std()  # type: ignore[operator]
 
 
 def evaluate(model: CLIPSeg, data: Annotated, novel: tuple[str, ...] = ()) -> dict[str, float]:

@@ -87,7 +87,7 @@ def _from_hf(folder: Path) -> CLIPSeg:
         for name, tensor in read_tensors(weights).items()
     }
     model = CLIPSeg(config)
-    model.tokenizer = model.clip.tokenizer = tokenizer_of(folder, config.clip)
+    model.tokenizer = model.clip.tokenizer = tokenizer_of(folder, config.clip.text)
     return _finished(model, _renamed(state, "hf", weights), weights)
 
 
@@ -104,7 +104,7 @@ def _finished(model: CLIPSeg, state: State, where: Path) -> CLIPSeg:
     except RuntimeError as error:
         raise ValueError(f"{where}: not the weights of its config: {str(error).splitlines()[-1].strip()}") from None
     model.name = where.stem if where.suffix == ".pth" else where.parent.name
-    model.fingerprint = model._identity()
+    model.fingerprint = model.identity()
     return model.eval()
 
 
