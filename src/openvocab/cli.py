@@ -286,6 +286,45 @@ def segment(
 
 
 @app.command()
+def detect(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    labels: Labels,
+    model: Model = None,
+    templates: Templates = "generic",
+    boxes: Annotated[
+        Path | None, typer.Option(help="Names these regions: a COCO json, or its results, of any detector.")
+    ] = None,
+    score_above: Annotated[float, typer.Option(help="Detections are at least so sure.")] = 0.3,
+    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png and coco.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Finds what your words name; with --boxes any CLIP can name the regions that another detector found."""
+    source = _model(model)
+    import torch
+
+    from openvocab import loading
+    from openvocab.clip.regions import name_regions, within
+    from openvocab.data.coco import read_regions
+    from openvocab.data.decode import decode
+    from openvocab.lab import overlay
+
+    image, name = decode(picture), Path(picture).name
+    words = labels if Path(labels).is_file() else labels.split(",")
+    if boxes:
+        regions = within(torch.from_numpy(read_regions(boxes, name)), *image.size)
+        found = name_regions(loading.load(source), image, regions, words, templates=templates)
+    else:
+        found = _trained(source, "detect", "vild").detect(image, words, templates=templates, score_above=score_above)
+    rows = [
+        {"label": found.labels[row], "score": score, "box_xyxy_px": [round(edge, 2) for edge in box]}
+        for row, score, box in zip(found.label_ids.tolist(), found.scores.tolist(), found.boxes_xyxy_px.tolist())
+    ]
+    files = overlay.write_boxes(found, image, name, out) if out else {}
+    lines = [f"{row['score']:6.1%}  {row['label']}  {row['box_xyxy_px']}" for row in rows] or ["nothing found"]
+    _show({"picture": picture, "boxes": rows, **files}, as_json, "\n".join([*lines, *files.values()]))
+
+
+@app.command()
 def embed(
     source: Annotated[str, typer.Argument(help="A folder, tar files or a picture.")],
     out: Annotated[Path, typer.Option(help="The folder for vectors and keys; an unfinished one goes on.")],

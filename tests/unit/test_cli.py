@@ -191,3 +191,15 @@ def test_segment_writes_files_that_other_tools_open(tmp_path, capsys):
         assert index.size == (50, 34)
     assert run(["segment", str(tmp_path / "none.png"), *line[2:]]) == 1
     assert "none.png" in capsys.readouterr().err
+
+
+def test_detect_names_the_boxes_of_another_detector(tmp_path, capsys):
+    Image.new("RGB", (50, 34), "red").save(tmp_path / "red.png")
+    (tmp_path / "boxes.json").write_text(json.dumps([{"image_id": 1, "bbox": [5, 5, 20, 20], "score": 0.5}]))
+    line = ["detect", str(tmp_path / "red.png"), "--labels", "red circle,blue square", "--model", "demo"]
+    assert run([*line, "--boxes", str(tmp_path / "boxes.json"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["boxes"][0]["box_xyxy_px"] == [5, 5, 25, 25]
+    assert json.loads((tmp_path / "out" / "coco.json").read_text())["images"][0]["file_name"] == "red.png"
+    assert run(line) == 1
+    assert "openvocab train vild --size small" in capsys.readouterr().err

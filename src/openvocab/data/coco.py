@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 
 from openvocab import storage
 from openvocab.data.annotated import NOTHING, Annotated, Annotation
@@ -79,6 +79,28 @@ def open_coco(path: Path, root: Path | None = None) -> CocoJson:
         raise ValueError(f"{path}: not a COCO json: no {missing[0]!r} in it")
     beside = path.parent / "images"
     return CocoJson(path, root or (beside if beside.is_dir() else path.parent), content)
+
+
+def read_regions(path: Path, name: str) -> Float32[np.ndarray, "box 4"]:
+    """The boxes (xyxy) that a COCO json, or a list of COCO results, marks in the picture of this name.
+
+    Raises:
+        ValueError: neither of the two, or it does not say which of its pictures is meant.
+    """
+    content = storage.read_json(path)
+    about = content if isinstance(content, dict) else {"annotations": content}
+    entries, images = about.get("annotations"), about.get("images", [])
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and len(e.get("bbox", ())) == 4 for e in entries):
+        raise ValueError(f"{path}: expected a COCO json or a list of COCO results, every entry with bbox [x, y, w, h]")
+    wanted = {image["id"] for image in images if Path(image["file_name"]).name == name}
+    known = {image["id"] for image in images} or {entry.get("image_id") for entry in entries}
+    if not wanted and len(known) > 1:
+        raise ValueError(f"{path}: holds boxes of {len(known)} pictures and none of them is named {name}")
+    chosen = wanted or known
+    boxes = [entry["bbox"] for entry in entries if entry.get("image_id") in chosen]
+    found = np.array(boxes, np.float32).reshape(-1, 4)
+    found[:, 2:] += found[:, :2]
+    return found
 
 
 def write_coco(data: Annotated, folder: Path) -> Path:

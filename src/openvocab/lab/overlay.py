@@ -1,4 +1,4 @@
-"""A segmentation as files: an overlay for people, an index picture and a COCO json for other tools."""
+"""Segmentations and detections as files: an overlay for people, index picture and COCO json for other tools."""
 
 import colorsys
 from pathlib import Path
@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from openvocab import storage
 from openvocab.clip.dense import NONE, Segmentation
+from openvocab.clip.regions import Detection
 
 _SHARE = 0.55
 """Of the colour over the picture."""
@@ -46,6 +47,31 @@ def overlay(found: Segmentation, picture: Image.Image) -> Image.Image:
         draw.rectangle((4, y + 4, 14, y + 14), fill=tuple(colour.tolist()))
         share = (found.classes == row).double().mean().item()
         draw.text((20, y + 2), f"{found.labels[row]}  {share:.0%}", "black", font)
+    return canvas
+
+
+def write_boxes(found: Detection, picture: Image.Image, name: str, out: Path) -> dict[str, str]:
+    """`overlay.png` and `coco.json`, which Label Studio, FiftyOne and supervision open."""
+    paths = {"overlay": out / "overlay.png", "coco": out / "coco.json"}
+    with storage.atomic_path(paths["overlay"]) as temporary:
+        boxes(found, picture).save(temporary, "PNG")
+    storage.write_json(paths["coco"], found.coco(name, picture.size))
+    return {part: str(path) for part, path in paths.items()}
+
+
+def boxes(found: Detection, picture: Image.Image) -> Image.Image:
+    """The picture with a frame around each box, a colour for each label that occurs, and the names at the frames."""
+    canvas = picture.convert("RGB")
+    draw, font, width = ImageDraw.Draw(canvas), ImageFont.load_default(11), max(1, min(picture.size) // 200)
+    shown = found.label_ids.unique().tolist()
+    colours = dict(zip(shown, label_colours(len(shown)).tolist()))
+    for box, row, score in zip(found.boxes_xyxy_px.tolist(), found.label_ids.tolist(), found.scores.tolist()):
+        left, top, right, bottom = (round(edge) for edge in box)
+        colour, words = tuple(colours[row]), f"{found.labels[row]} {score:.0%}"
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
+        place = draw.textbbox((left + width, top + width), words, font)
+        draw.rectangle(place, fill=colour)
+        draw.text((left + width, top + width), words, "black", font)
     return canvas
 
 
