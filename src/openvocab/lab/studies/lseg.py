@@ -2,19 +2,23 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from PIL import Image
+from torch import Tensor
 
 from openvocab import loading
 from openvocab.clip.dense import NONE
-from openvocab.data.annotated import NOTHING, Annotated, open_source
+from openvocab.clip.vocabulary import vocabulary
+from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.scenes import withheld_labels
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate, Interval
 from openvocab.lab.study import Arm, trained
-from openvocab.metrics.segment import IGNORED
 from openvocab.systems import lseg
 from openvocab.world.scene import CLASSES
 
@@ -78,23 +82,27 @@ def label_set(seed: int) -> Figures:
 
 
 def _named(model: lseg.LSeg, data: Annotated) -> Figures:
-    counts = dict.fromkeys(("renamed", "all labels", "shown labels", "seen"), 0.0)
+    words = vocabulary(model.clip, CLASSES, "{}")
+
+    def classes(image: Image.Image, rows: list[int]) -> Int[Tensor, "height width"]:
+        asked = replace(words, labels=tuple(CLASSES[row] for row in rows), embeds=words.embeds[rows])
+        return torch.tensor([*rows, NONE])[model.segment(image, asked).classes]
+
+    renamed, right, pixels = 0.0, torch.zeros(2), 0
     for index in range(len(data)):
         found = data.read(index)
         assert found.classes is not None
-        truth, shown = torch.from_numpy(found.classes), sorted(set(found.label_ids.tolist()))
-        objects = (truth != NOTHING) & (truth != IGNORED)
-        counts["seen"] += int(objects.sum())
-        counts["all labels"] += int((model.segment(found.image, CLASSES).classes + 1 == truth)[objects].sum())
-        few = model.segment(found.image, [CLASSES[row] for row in shown]).classes
-        rows = torch.tensor([NOTHING, *(row + 1 for row in shown)])
-        counts["shown labels"] += int((rows[few + 1] == truth)[objects].sum())
+        truth, shown = torch.from_numpy(found.classes) - 1, sorted(set(found.label_ids.tolist()))
+        objects = truth >= 0
+        right += torch.stack(
+            [(classes(found.image, rows) == truth)[objects].sum() for rows in (list(range(len(CLASSES))), shown)]
+        )
+        pixels += int(objects.sum())
         missing = int(found.label_ids[0])
-        others = [label for row, label in enumerate(CLASSES) if row != missing]
-        left = model.segment(found.image, others).classes[truth == missing + 1]
-        counts["renamed"] += (left != NONE).double().mean().item() if len(left) else 0.0
-    pixels = counts.pop("seen")
-    return {name: value / (len(data) if name == "renamed" else pixels) for name, value in counts.items()}
+        left = classes(found.image, [row for row in range(len(CLASSES)) if row != missing])[truth == missing]
+        renamed += (left != NONE).double().mean().item() if len(left) else 0.0
+    everything, few = (right / pixels).tolist()
+    return {"renamed": renamed / len(data), "all labels": everything, "shown labels": few}
 
 
 def two_blocks(seed: int) -> Figures:
