@@ -14,7 +14,7 @@ WHOLE = Arm(system="clipseg")
 NO_NEGATIVES = WHOLE.but("data.negatives=0")
 WORDS_ALONE = WHOLE.but("data.pictures=0")
 ONE_LAYER = WHOLE.but("model.extract_layers=[3]")
-TEST = "scenes:300"
+TEST = "scenes:300:1"
 WORLD = "300 generated scenes of all pairs, 0.06 M parameters on a frozen CLIP of 0.6 M, 16 of 64 pairs withheld"
 
 

@@ -157,7 +157,7 @@ class _Samples:
 def recipe(size: str, source: str = "scenes") -> Recipe[CLIPSegConfig]:
     """The training run of a size, on generated scenes or on the masks of `source`."""
     small = size in ("tiny", "small")
-    steps = {"tiny": 30, "small": 1200, "paper": 20_000, "refined": 50_000}[size]
+    steps = {"tiny": 30, "small": 2400, "paper": 20_000, "refined": 50_000}[size]
     pictures = AnnotatedConfig(source=source, batch_size=32 if small else 64, workers=0 if small else 8)
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01, warmup_steps=0)
     # The activations of a small CLIP are of a size of ten: what reads them takes shorter steps.
