@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from openvocab.blocks.attention import CrossAttention
 from openvocab.blocks.posemb import resample_grid
 from openvocab.blocks.transformer import MLP, Activation, Transformer, initialize_blocks, normal_
+from openvocab.blocks.vit import convolutions
 from openvocab.shapes import Images, Sequence
 
 Groups = Float[Tensor, "batch group dim"]
@@ -47,6 +48,8 @@ class GroupingConfig:
     eps: float = 1.0
     """Added to the size of a group when its tokens are averaged."""
     dropout: float = 0.0
+    stem: Literal["patches", "convolutions"] = "patches"
+    """As in `ViTConfig`."""
 
     def __post_init__(self) -> None:
         if not len(self.depths) == len(self.group_tokens) == len(self.groups):
@@ -219,7 +222,10 @@ class GroupingTower(nn.Module):
     def __init__(self, config: GroupingConfig):
         super().__init__()
         self.config = config
-        self.stem = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size)
+        if config.stem == "convolutions":
+            self.stem = convolutions(config.dim, config.patch_size)
+        else:
+            self.stem = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size)
         self.stem_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.positions = nn.Parameter(torch.empty(config.grid[0] * config.grid[1], config.dim))
         self.stages = nn.ModuleList(GroupingStage(config, stage) for stage in range(len(config.depths)))

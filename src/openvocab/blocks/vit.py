@@ -104,15 +104,15 @@ def _patches(config: ViTConfig) -> nn.Module:
     return nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size, bias=config.patch_bias)
 
 
-def _convolutions(config: ViTConfig) -> nn.Module:
+def convolutions(dim: int, patch_size: int) -> nn.Module:
     """Halvings by 3 x 3 convolutions, channels doubling up to the model's width, then one of 1 x 1."""
-    halvings = config.patch_size.bit_length() - 1
-    channels = [3, *(config.dim >> (halvings - 1 - step) for step in range(halvings))]
+    halvings = patch_size.bit_length() - 1
+    channels = [3, *(dim >> (halvings - 1 - step) for step in range(halvings))]
     steps = [
         (nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
         for before, after in pairwise(channels)
     ]
-    return nn.Sequential(*(layer for step in steps for layer in step), nn.Conv2d(config.dim, config.dim, 1))
+    return nn.Sequential(*(layer for step in steps for layer in step), nn.Conv2d(dim, dim, 1))
 
 
 class ViT(nn.Module):
@@ -129,7 +129,9 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.stem = stem or (_convolutions(config) if config.stem == "convolutions" else _patches(config))
+        self.stem = stem or (
+            convolutions(config.dim, config.patch_size) if config.stem == "convolutions" else _patches(config)
+        )
         self.class_token = nn.Parameter(torch.empty(dim)) if config.class_token else None
         self.positions = nn.Parameter(torch.empty(config.grid[0] * config.grid[1] + config.class_token, dim))
         self.pre_norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()

@@ -48,6 +48,7 @@ from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
+from openvocab.world.scene import WorldConfig
 
 SIZES = {
     "tiny": GroupViTConfig(
@@ -59,6 +60,18 @@ SIZES = {
             vocabulary_size=320, context_length=40, dim=32, layers=1, heads=2, mlp_dim=64, end_id=319, projection="none"
         ),
         embed_dim=32, projector_dim=64, label_words="phrases", label_templates="name", preprocess=PIXELS,
+    ),
+    "small": GroupViTConfig(
+        image=GroupingConfig(
+            image_size=64, patch_size=8, dim=64, heads=4, mlp_dim=128, activation="quick_gelu", depths=(2, 1),
+            group_tokens=(8, 0), groups=(8, 0), mixer_dim=32, group_mlp_dim=128, stem="convolutions",
+        ),
+        text=TextConfig(
+            vocabulary_size=512, context_length=40, dim=64, layers=2, heads=4, mlp_dim=256, end_id=511,
+            projection="none",
+        ),
+        embed_dim=64, projector_dim=256, label_words="phrases", label_templates="name",
+        preprocess=replace(PIXELS, image_size=64),
     ),
     "paper": GroupViTConfig(),
 }  # fmt: skip
@@ -84,9 +97,11 @@ def embed(model: GroupViT, batch: Batch) -> dict[str, Tensor]:
 def loss(model: GroupViT, batch: Batch, embeds: dict[str, Tensor]) -> Losses:
     """Both contrastive losses, over all ranks."""
     image, ids, group = embeds["image"], batch["image_ids"], distributed.world()
-    matched = contrastive_loss(
-        image, embeds["text"], model.logit_scale, image_ids=ids, text_ids=batch["text_ids"], group=group
-    )
+    texts, text_ids = embeds["text"], batch["text_ids"]
+    if "negative_tokens" in batch:
+        texts = torch.cat([texts, model.encode_text(batch["negative_tokens"])])
+        text_ids = torch.cat([text_ids, batch["negative_ids"]])
+    matched = contrastive_loss(image, texts, model.logit_scale, image_ids=ids, text_ids=text_ids, group=group)
     total, logged = matched, {"diag/scale": model.scale(), "diag/image_text": matched.detach()}
     if model.label_scale is not None:
         total = matched + multi_label_loss(
@@ -127,7 +142,16 @@ def recipe(size: str, source: str = "scenes") -> Recipe[GroupViTConfig]:
             fit=FitConfig(steps=209_900),
             groups=(GroupConfig(),),
         )
-    return replace(Recipe(model=SIZES[size], **usual_run("tiny", source)), groups=(GroupConfig(),))
+    if size == "tiny":
+        return replace(Recipe(model=SIZES[size], **usual_run(size, source)), groups=(GroupConfig(),))
+    world = WorldConfig(size_px=64, max_objects=3, share_single=0.5, colour_jitter=0.1)
+    data = DataConfig(pairs=pairs, batch_size=64, world=world, holdout="none")
+    data = replace(data, hard_negatives="swap_colours", negatives=32) if source == "scenes" else data
+    optim = OptimConfig(lr=2e-3, weight_decay=0.2, schedule="linear")
+    muon = replace(optim, method="muon", lr=0.02, betas=(0.9, 0.0), weight_decay=0.0)
+    blocks = GroupConfig(name="blocks", prefixes=("image.stages.", "text.blocks."), min_axes=2, optim=muon)
+    fit = FitConfig(steps=2400, ema_decay=0.99)
+    return Recipe(model=SIZES[size], data=data, optim=optim, fit=fit, groups=(blocks, GroupConfig()))
 
 
 def prepare(
@@ -179,10 +203,11 @@ def evaluate(model: GroupViT, data: Annotated, novel: tuple[str, ...] = (), **op
     """
     words = model.vocabulary(data.labels, options.pop("templates", "generic"))
     figures = measure_segmentation(lambda image: model.segment(image, words, **options), data, novel)
+    how = {name: options[name] for name in ("refine_rounds", "short_side_px") if name in options}
     overlaps, pixels = [], torch.zeros(model.config.image.segments)
     for index in track(range(len(data)), f"grouping {data.source}", unit="picture"):
         found = data.read(index)
-        groups = model.groups(found.image, refine_rounds=options.get("refine_rounds", 0))
+        groups = model.groups(found.image, **how)
         overlaps += best_segment_iou(groups, torch.from_numpy(found.masks)).tolist()
         pixels += torch.bincount(groups.flatten(), minlength=len(pixels)) / groups.numel()
     mean = sum(overlaps) / max(1, len(overlaps))
