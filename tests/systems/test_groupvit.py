@@ -38,7 +38,7 @@ def noise(width: int, height: int) -> Image.Image:
 def test_a_hard_assignment_is_the_likeliest_group_and_passes_gradients_on_as_the_softmax_does(rng):
     scores = torch.randn(2, 3, 5, generator=rng, requires_grad=True)
     weights = torch.randn(2, 3, 5, generator=rng)
-    found = assign(scores, hard=True, draw=False)
+    found = assign(scores, hard=True)
     expected = F.one_hot(scores.argmax(1), 3).transpose(1, 2).float()
     torch.testing.assert_close(found, expected)
     (found * weights).sum().backward()
@@ -50,7 +50,7 @@ def test_a_hard_assignment_is_the_likeliest_group_and_passes_gradients_on_as_the
 def test_drawn_groups_come_as_often_as_the_softmax_says():
     scores = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1).expand(1, 3, 20_000)
     torch.manual_seed(0)
-    drawn = assign(scores, hard=True, draw=True)
+    drawn = assign(scores, hard=True, noise=1.0)
     torch.testing.assert_close(drawn.mean(2)[0], scores[0, :, 0].softmax(0), atol=0.015, rtol=0)
 
 
@@ -86,6 +86,17 @@ def test_soft_grouping_draws_nothing_and_mixes():
     torch.testing.assert_close(tower(pictures).pooled, tower(pictures).pooled, rtol=0, atol=0)
     hard = GroupingTower(TINY.image).train()
     assert not torch.equal(hard(pictures).pooled, hard(pictures).pooled)
+
+
+def test_centred_keys_forget_what_all_tokens_of_a_picture_have_in_common():
+    pictures = torch.randn(2, 3, 32, 32)
+    for centred in (True, False):
+        torch.manual_seed(0)
+        tower = GroupingTower(replace(TINY.image, centred=centred)).eval()
+        before = tower(pictures).assignments[0]
+        with torch.no_grad():
+            tower.stages[0].grouping.k.bias.add_(torch.randn(32) * 5)
+        assert torch.allclose(tower(pictures).assignments[0], before, atol=1e-5) == centred
 
 
 def test_evenness_and_usage():

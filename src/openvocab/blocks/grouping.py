@@ -41,7 +41,11 @@ class GroupingConfig:
     """`hard`: each token to one group, drawn in training and the likeliest one after it. `soft`: to all, weighted.
     `none`: no groups at all, the picture's vector is the mean of its patches."""
     temperature: float = 1.0
-    """Of the draw in training."""
+    noise: float = 1.0
+    """Of the draw in training: its softmax's temperature, and how much of the Gumbel noise is added."""
+    centred: bool = False
+    """Keys are what sets a token apart from the others of its picture, so that no group takes a whole picture: for
+    small models, whose draws would otherwise be noise alone."""
     mixer_dim: int = 192
     """Hidden width of the MLP over the group tokens that makes the groups' queries."""
     group_mlp_dim: int = 1536
@@ -102,16 +106,16 @@ class GroupedFeatures:
         return maps
 
 
-def assign(scores: Assignment, hard: bool, draw: bool, temperature: float = 1.0) -> Assignment:
-    """A token's distribution over groups: softmax over groups, with Gumbel noise if `draw`, one-hot if `hard`.
+def assign(scores: Assignment, hard: bool, noise: float = 0.0, temperature: float = 1.0) -> Assignment:
+    """A token's distribution over groups: softmax over groups, with so much Gumbel noise, one-hot if `hard`.
 
     The one-hot passes gradients on as the softmax does (straight-through): onehot + A - stop_gradient(A).
     """
-    if draw:
+    if noise:
         zero = torch.zeros((), device=scores.device, dtype=scores.dtype)
-        noise = torch.distributions.Gumbel(zero, zero + 1, validate_args=False).sample(scores.shape)
-        scores = (scores + torch.as_tensor(noise)) / temperature
-    soft = scores.softmax(dim=-2)
+        drawn = torch.distributions.Gumbel(zero, zero + 1, validate_args=False).sample(scores.shape)
+        scores = scores + noise * torch.as_tensor(drawn)
+    soft = (scores / temperature).softmax(dim=-2)
     if not hard:
         return soft
     chosen = torch.zeros_like(soft).scatter_(-2, soft.argmax(dim=-2, keepdim=True), 1.0)
@@ -168,9 +172,13 @@ class GroupingBlock(nn.Module):
         """The segments, and the soft assignment without noise."""
         x, config = self.token_norm(x), self.config
         groups = self.query(self.mixed_norm(self.mixer(self.group_norm(group_tokens))), x)
-        scores = self.q(groups) @ self.k(x).transpose(1, 2) * config.dim**-0.5
-        hard = config.grouping == "hard"
-        chosen = assign(scores, hard, hard and self.training, config.temperature)
+        keys = self.k(x)
+        if config.centred:
+            keys = keys - keys.mean(dim=1, keepdim=True)
+        scores = self.q(groups) @ keys.transpose(1, 2) * config.dim**-0.5
+        chosen = scores.softmax(dim=-2)
+        if config.grouping == "hard":
+            chosen = assign(scores, True, config.noise if self.training else 0.0, config.temperature)
         mean = chosen @ self.v(x) / (chosen.sum(dim=-1, keepdim=True) + config.eps)
         segments = groups + self.out(mean)
         return segments + self.mlp(self.norm(segments)), scores.softmax(dim=-2)

@@ -65,6 +65,7 @@ SIZES = {
         image=GroupingConfig(
             image_size=64, patch_size=8, dim=64, heads=4, mlp_dim=128, activation="quick_gelu", depths=(2, 1),
             group_tokens=(8, 0), groups=(8, 0), mixer_dim=32, group_mlp_dim=128, stem="convolutions",
+            noise=0.2, centred=True,
         ),
         text=TextConfig(
             vocabulary_size=512, context_length=40, dim=64, layers=2, heads=4, mlp_dim=256, end_id=511,

@@ -229,9 +229,14 @@ def to_hf(model: GroupViT, folder: Path) -> None:
     """
     config, image = model.config, model.config.image
     outputs = [own or before for own, before in zip(image.groups, (0, *image.groups))]
-    unlike = image.grouping != "hard" or image.temperature != 1 or image.stem != "patches"
+    unlike = (
+        image.grouping != "hard"
+        or image.centred
+        or (image.temperature, image.noise) != (1, 1)
+        or image.stem != "patches"
+    )
     if unlike or "gelu_tanh" in (image.activation, config.text.activation):
-        raise ValueError("the hf layout holds only hard grouping drawn at temperature 1, plain patches, no gelu_tanh")
+        raise ValueError("the hf layout holds only hard grouping as published, plain patches and no gelu_tanh")
     for stage, (own, groups) in enumerate(zip(image.group_tokens[:-1], image.groups)):
         if image.group_tokens[stage + 1] and own != groups:
             raise ValueError(
