@@ -111,7 +111,7 @@ def test_what_older_files_lack_is_filled_in():
         (replace(PLAIN, image=replace(VIT, activation="gelu")), "open_clip", "quick_gelu in both towers or in neither"),
         (architectures.with_activation(PLAIN, "relu"), "open_clip", "cannot hold ReLU transformers"),
         (replace(PLAIN, image=replace(VIT, pre_norm=False)), "hf", "pool 'class' and pre_norm"),
-        (replace(PLAIN, image=replace(VIT, patch_bias=True)), "hf", "no patch bias"),
+        (replace(PLAIN, image=replace(VIT, patch_bias=True)), "hf", "plain patches without bias"),
         (replace(PLAIN, text=replace(TEXT, end_id=2)), "hf", "cannot hold end id 2"),
         (replace(CONVOLVED, image=replace(RESNET, layers=(1, 1, 1))), "open_clip", "only the published ResNet"),
         (PLAIN, "onnx", "unknown layout 'onnx'; known are openvocab, openai, open_clip, hf"),
