@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from openvocab.blocks.boxes import nms
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import normalize
@@ -24,7 +25,7 @@ from openvocab.progress import track
 Boxes = Float[Tensor, "box 4"]
 
 STRETCHES = (1.0, 1.5)
-"""How much wider than its box a region is seen; the vectors are added (ViLD, section 3.3)."""
+"""How much wider than its box a region is seen; the vectors are added (ViLD, section 3.2)."""
 _AT_ONCE = 256
 
 
@@ -72,6 +73,21 @@ def named(boxes: Boxes, probabilities: Float[Tensor, "box label"], labels: tuple
     """Every box with its best label, in the order of the boxes."""
     scores, rows = probabilities.max(1)
     return Detection(labels, boxes, rows, scores)
+
+
+def detections(
+    boxes: Boxes,
+    chances: Float[Tensor, "box label"],
+    labels: tuple[str, ...],
+    *,
+    suppress: float,
+    most: int,
+    above: float = 0.0,
+) -> Detection:
+    """The `most` likely pairs of box and label above a probability; see `blocks.boxes.nms` for `suppress`."""
+    chances = torch.where(nms(boxes, chances, suppress) & (chances > above), chances, 0.0)
+    scores, places = chances.flatten().topk(min(most, int((chances > 0).sum())))
+    return Detection(labels, boxes[places // len(labels)], places % len(labels), scores)
 
 
 def crop_embeds(clip: CLIP, picture: Image.Image, boxes: Boxes) -> Float[Tensor, "box embed"]:

@@ -120,7 +120,8 @@ def loss(model: ViLD, batch: Batch) -> Losses:
     if seen.image is not None:
         off = (seen.image[sampled:] - batch["vectors"][stored]).abs().sum(1)
         parts["image"] = config.distill * off.sum() / max(1, len(off))
-    return {"loss": torch.stack(list(parts.values())).sum(), **parts, "diag/stored": stored.float().mean()}
+    logged = {"diag/stored": stored.float().mean()} if stored.numel() else {}
+    return {"loss": torch.stack(list(parts.values())).sum(), **parts, **logged}
 
 
 def example(model: ViLD, rows: int) -> Batch:

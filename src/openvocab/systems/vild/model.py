@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
-from openvocab.blocks.boxes import Boxes, nms
+from openvocab.blocks.boxes import Boxes
 from openvocab.blocks.detector import (
     DetectorConfig,
     Maps,
@@ -26,7 +26,7 @@ from openvocab.clip.dense import dense_pixels
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig
-from openvocab.clip.regions import Detection, named
+from openvocab.clip.regions import Detection, detections, named
 from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
@@ -165,9 +165,8 @@ class ViLD(CLIPSystemModel):
             if config.method == "image":  # it has no word for what is no object
                 chances = chances * found.objectness[:, None]
         chances, boxes = chances.float().cpu(), (boxes * shrink).float().cpu()
-        chances = torch.where(nms(boxes, chances, config.suppress) & (chances > score_above), chances, 0.0)
-        scores, places = chances.flatten().topk(min(config.most, int((chances > 0).sum())))
-        return Detection(words.labels, boxes[places // len(words.labels)], places % len(words.labels), scores)
+        about = {"suppress": config.suppress, "most": config.most, "above": score_above}
+        return detections(boxes, chances, words.labels, **about)
 
     def name_regions(
         self, picture: Any, boxes: Boxes, labels: Labels | Vocabulary, *, templates: Any = "generic"
