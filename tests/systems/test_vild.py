@@ -296,3 +296,21 @@ def test_what_training_needs_is_said(teacher, tmp_path):
     done = train_system("vild", tmp_path / "run", size="tiny", init=str(tmp_path / "clip"), settings=settings)
     assert storage.read_json(tmp_path / "run" / "model" / "openvocab.json")["system"] == "vild"
     assert done["steps"] == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_given_regions_have_no_background(teacher, method):
+    detector, boxes = model(teacher, method), torch.tensor([[3.0, 2.0, 25.0, 30.0], [0.0, 0.0, 32.0, 32.0]])
+    picture, words = noise((32, 32)), ["red circle", "blue bar"]
+    found = detector.name_regions(picture, boxes, words)
+    with torch.no_grad():
+        maps, _, _ = detector._look(picture)
+        seen = detector.see(maps, boxes, torch.zeros(2, dtype=torch.int64))
+        texts = detector.words(words).embeds
+    image = None if seen.image is None else (100 * seen.image @ texts.T).softmax(1)
+    text = seen.text[:, 1:].softmax(1) if method == "closed" else image
+    if method in ("text", "vild", "ensemble"):
+        text = (100 * seen.text @ texts.T).softmax(1)
+    chances = text ** (2 / 3) * image ** (1 / 3) if method == "ensemble" else text
+    torch.testing.assert_close(found.scores, (chances / chances.sum(1, keepdim=True)).amax(1), atol=1e-5, rtol=1e-4)
+    assert found.label_ids.tolist() == chances.argmax(1).tolist()

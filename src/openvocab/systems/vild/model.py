@@ -179,7 +179,7 @@ class ViLD(CLIPSystemModel):
             seen = self.see(
                 maps, boxes.to(shrink) / shrink, torch.zeros(len(boxes), dtype=torch.int64).to(shrink.device)
             )
-            chances = self._chances(seen, words)
+            chances = self._chances(seen, words, given=True)
         chances = chances / chances.sum(1, keepdim=True).clamp_min(1e-12)
         return named(boxes, chances.float().cpu(), words.labels)
 
@@ -194,20 +194,27 @@ class ViLD(CLIPSystemModel):
         shrink = found.boxes.new_tensor([picture.width / width, picture.height / height] * 2)
         return maps, found, shrink
 
-    def _chances(self, seen: Seen, words: Vocabulary) -> Chances:
-        """The probability of every label for every region, by the method's formula."""
-        texts = words.embeds.to(self.texts)
-        base = {plain(label): row for row, label in enumerate(self.config.labels)}
+    def _chances(self, seen: Seen, words: Vocabulary, given: bool = False) -> Chances:
+        """The probability of every label for every region, by the method's formula.
+
+        Args:
+            given: the regions are known to show something, so that the background is no answer.
+        """
+        config, texts, first = self.config, words.embeds.to(self.texts), int(given)
+        base = {plain(label): row for row, label in enumerate(config.labels)}
         rows = torch.tensor([base.get(plain(label), -1) for label in words.labels], device=texts.device)
-        if self.config.method == "closed":
+        if config.method == "closed":
             assert seen.text is not None
-            return F.pad(seen.text.softmax(1)[:, 1:], (0, 1))[:, rows]  # the last column, of labels unknown, is 0
-        text = None if seen.text is None else self.text_logits(seen.text, texts).softmax(1)[:, 1:]
-        if self.config.method in ("text", "vild"):
+            known = seen.text[:, first:].softmax(1)[:, 1 - first :]
+            return F.pad(known, (0, 1))[:, rows]  # the last column, of labels unknown, is 0
+        text = None
+        if seen.text is not None:
+            text = self.text_logits(seen.text, texts)[:, first:].softmax(1)[:, 1 - first :]
+        if config.method in ("text", "vild"):
             assert text is not None
             return text
         assert seen.image is not None
-        image = (self.config.scale * seen.image @ texts.T).softmax(1)
+        image = (config.scale * seen.image @ texts.T).softmax(1)
         return image if text is None else ensemble(text, image, rows >= 0)
 
 
