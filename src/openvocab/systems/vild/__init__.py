@@ -247,5 +247,5 @@ SYSTEM = System(
     example=example,
     load=ViLD.load,
     init=("clip", "dense"),
-    minutes={"small": 12.0},
+    minutes={"small": 9.0},
 )
