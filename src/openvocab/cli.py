@@ -67,7 +67,7 @@ def demo(
 def train(
     name: Annotated[str, typer.Argument(help="A system, see `openvocab systems`.")],
     out: Annotated[Path, typer.Option(help="The run's folder; an unfinished run there goes on.")],
-    size: Annotated[str, typer.Option(help="tiny, small or paper.")] = "small",
+    size: Annotated[str, typer.Option(help="tiny, small, paper, or another that the system has.")] = "small",
     data: Annotated[str | None, typer.Option("--data", help="A folder, table, tar shards, or scenes.")] = None,
     init: Annotated[str | None, typer.Option(help="A model to start from.")] = None,
     arch: Annotated[str | None, typer.Option(help="An architecture by name, for example ViT-B-32.")] = None,

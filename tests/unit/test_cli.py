@@ -30,7 +30,7 @@ def test_bad_usage_exits_2_and_names_what_is_right(arguments, named, capsys):
     ("arguments", "named"),
     [
         (["train", "clop", "--out", "{}/run"], "did you mean 'clip'"),
-        (["train", "clip", "--size", "huge", "--out", "{}/run"], "tiny, small, paper"),
+        (["train", "clip", "--size", "huge", "--out", "{}/run"], "tiny, small, dense, paper"),
         (["train", "clip", "--set", "optim.lrr=1", "--out", "{}/run"], "nearest is 'lr'"),
         (["train", "clip", "--arch", "ViT-B-23", "--out", "{}/run"], "ViT-B-32"),
         (["train", "clip", "--data", "{}/none.tar", "--out", "{}/run"], "none.tar"),
