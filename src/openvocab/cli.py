@@ -315,13 +315,29 @@ def detect(
         found = name_regions(loading.load(source), image, regions, words, templates=templates)
     else:
         found = _trained(source, "detect", "vild").detect(image, words, templates=templates, score_above=score_above)
-    rows = [
-        {"label": found.labels[row], "score": score, "box_xyxy_px": [round(edge, 2) for edge in box]}
-        for row, score, box in zip(found.label_ids.tolist(), found.scores.tolist(), found.boxes_xyxy_px.tolist())
-    ]
     files = overlay.write_boxes(found, image, name, out) if out else {}
-    lines = [f"{row['score']:6.1%}  {row['label']}  {row['box_xyxy_px']}" for row in rows] or ["nothing found"]
-    _show({"picture": picture, "boxes": rows, **files}, as_json, "\n".join([*lines, *files.values()]))
+    _show_boxes(picture, found, files, as_json)
+
+
+@app.command()
+def ground(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    sentence: Annotated[str, typer.Argument(help="Its nouns, with their adjectives, are looked for.")],
+    model: Annotated[str | None, typer.Option("--model", help="A GLIP: its folder.")] = None,
+    boxes_each: Annotated[int, typer.Option(help="Boxes of each phrase.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png and coco.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Finds where a picture shows each phrase of a sentence."""
+    if boxes_each < 1:
+        raise typer.BadParameter(f"{boxes_each}: expected at least 1", param_hint="--boxes-each")
+    from openvocab.data.decode import decode
+    from openvocab.lab import overlay
+
+    reader, image = _trained(model, "ground", "glip"), decode(picture)
+    found = reader.ground(image, sentence, boxes_each=boxes_each)
+    files = overlay.write_boxes(found.detection(), image, Path(picture).name, out) if out else {}
+    _show_boxes(picture, found.detection(), files, as_json, [list(span) for span in found.spans])
 
 
 @app.command()
@@ -474,7 +490,7 @@ def _trained(source: str | None, verb: str, system: str) -> Any:
     model = loading.load(source) if source else None
     if not hasattr(model, verb):
         reason = f"{source} is a {type(model).__name__}, which cannot" if source else "it needs a trained model"
-        raise ValueError(f"{verb}: {reason}; train one with: {systems.how_to_train(system)}")
+        raise ValueError(f"{verb}: {reason}; {systems.how_to_get(system)}")
     return model
 
 
@@ -491,6 +507,18 @@ def _default_file() -> Path:
 
 def _show(result: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)
+
+
+def _show_boxes(picture: str, found: Any, files: dict[str, str], as_json: bool, spans: Any = None) -> None:
+    """A detection's rows, each perhaps with the characters of the sentence that it shows."""
+    rows = [
+        {"label": found.labels[row], "score": score, "box_xyxy_px": [round(edge, 2) for edge in box]}
+        for row, score, box in zip(found.label_ids.tolist(), found.scores.tolist(), found.boxes_xyxy_px.tolist())
+    ]
+    if spans:
+        rows = [row | {"span": span} for row, span in zip(rows, spans)]
+    lines = [f"{row['score']:6.1%}  {row['label']}  {row['box_xyxy_px']}" for row in rows] or ["nothing found"]
+    _show({"picture": picture, "boxes": rows, **files}, as_json, "\n".join([*lines, *files.values()]))
 
 
 def _table(values: dict[str, Any]) -> str:

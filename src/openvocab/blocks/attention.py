@@ -9,7 +9,7 @@ from openvocab.shapes import Sequence
 
 Weights = Float[Tensor, "batch head query token"]
 """Attention weights: every query's distribution over the tokens it may look at."""
-Bias = Float[Tensor, "... query token"]
+Bias = Float[Tensor, "... #query token"]
 """Added to the attention scores before the softmax; broadcasts over batch and head, -inf forbids."""
 
 

@@ -160,6 +160,14 @@ _TIMM_BLOCK = {
     "mlp.down": "mlp.fc2",
 }
 
+_BERT_BLOCK = {
+    "norm1": "attention.output.LayerNorm",
+    "attention.out": "attention.output.dense",
+    "norm2": "output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+}
+
 
 def hf_blocks(ours: str, theirs: str) -> list[Rule]:
     """A stack of blocks of `transformers`' CLIP family."""
@@ -216,6 +224,40 @@ def timm_vit(trunk: str) -> list[Rule]:
         *_blocks("image.blocks", f"{trunk}.blocks", _TIMM_BLOCK, ("attn.qkv.{p}",)),
         same("image.norm.{p}", f"{trunk}.norm.{{p}}"),
         same("image.projection.{p}", f"{trunk}.head.{{p}}"),
+    ]
+
+
+def original_swin(ours: str, theirs: str, stages: int) -> list[Rule]:
+    """`blocks.swin` under the names of its authors; maps after stage s have a norm `norm{s}`."""
+    rules = [
+        same(f"{ours}.stem.{{p}}", f"{theirs}.patch_embed.proj.{{p}}"),
+        same(f"{ours}.stem_norm.{{p}}", f"{theirs}.patch_embed.norm.{{p}}"),
+        same(f"{ours}.norms.{{n}}.{{p}}", f"{theirs}.norm{{n}}.{{p}}"),
+        same(f"{ours}.merges.{{n}}.norm.{{p}}", f"{theirs}.layers.{{n}}.downsample.norm.{{p}}"),
+        same(f"{ours}.merges.{{n}}.reduction.weight", f"{theirs}.layers.{{n}}.downsample.reduction.weight"),
+    ]
+    for stage in range(stages):
+        mine, blocks = f"{ours}.stages.{stage}", f"{theirs}.layers.{stage}.blocks"
+        rules += _blocks(mine, blocks, _TIMM_BLOCK, ("attn.qkv.{p}",))
+        rules.append(same(f"{mine}.{{n}}.offsets", f"{blocks}.{{n}}.attn.relative_position_bias_table"))
+    return rules
+
+
+def hf_bert_layers(ours: str, theirs: str) -> list[Rule]:
+    """A stack of layers of `transformers`' BERT."""
+    return _blocks(
+        ours, theirs, _BERT_BLOCK, tuple(f"attention.self.{part}.{{p}}" for part in ("query", "key", "value"))
+    )
+
+
+def hf_bert(ours: str, theirs: str) -> list[Rule]:
+    """`blocks.bert` under the names of `transformers`' BertModel."""
+    return [
+        same(f"{ours}.words.weight", f"{theirs}.embeddings.word_embeddings.weight"),
+        same(f"{ours}.positions", f"{theirs}.embeddings.position_embeddings.weight"),
+        same(f"{ours}.kinds", f"{theirs}.embeddings.token_type_embeddings.weight"),
+        same(f"{ours}.norm.{{p}}", f"{theirs}.embeddings.LayerNorm.{{p}}"),
+        *hf_bert_layers(f"{ours}.blocks", f"{theirs}.encoder.layer"),
     ]
 
 

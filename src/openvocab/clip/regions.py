@@ -64,6 +64,30 @@ class Detection:
         ]
 
 
+@dataclass(frozen=True)
+class Grounding:
+    """Where a picture shows the phrases of a sentence, in its own pixels.
+
+    Fields:
+        spans: for each box the characters of the phrase that it shows, from the first to after the last.
+    """
+
+    sentence: str
+    spans: tuple[tuple[int, int], ...]
+    boxes_xyxy_px: Boxes
+    scores: Float[Tensor, " box"]
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        return tuple(self.sentence[start:end] for start, end in self.spans)
+
+    def detection(self) -> Detection:
+        """The phrases as labels, each once."""
+        labels = tuple(dict.fromkeys(self.phrases))
+        rows = torch.tensor([labels.index(phrase) for phrase in self.phrases], dtype=torch.int64)
+        return Detection(labels, self.boxes_xyxy_px, rows, self.scores)
+
+
 def within(boxes: Boxes, width: int, height: int) -> Boxes:
     """The boxes cut off at the picture's borders."""
     return torch.minimum(boxes.clamp_min(0), boxes.new_tensor([width, height, width, height]))

@@ -63,6 +63,11 @@ class PublishedTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         return self._ordinary(self._tokenizer.encode(self._cleaned(text), add_special_tokens=False).ids)
 
+    def located(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of one text, without start and end, and the characters that each stands for."""
+        found = self._tokenizer.encode(self._cleaned(text), add_special_tokens=False)
+        return found.ids, found.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([token for token in self._inner(ids) if token != self.pad_id])
 
@@ -141,6 +146,13 @@ def load_tokenizer(folder: Path | str, context_length: int | None = None) -> Tok
     if _json(folder / "config.json").get("model_type") == "siglip2":
         settings["tokenizer_class"] = "Siglip2Tokenizer"  # its published folders name another
     return _published(file, content, settings | {"model_max_length": length}, open_clip)
+
+
+def wordpiece(vocabulary: Path | str, context_length: int) -> PublishedTokenizer:
+    """BERT's lower-casing tokenizer, of its `vocab.txt`."""
+    words = {word: row for row, word in enumerate(_text(Path(vocabulary)).splitlines())}
+    tokenizer = tokenizers.BertWordPieceTokenizer(words, lowercase=True)
+    return PublishedTokenizer(tokenizer.to_str(), {"pad_token": "[PAD]", "model_max_length": context_length})
 
 
 def save_clip(folder: Path | str, context_length: int | None) -> None:

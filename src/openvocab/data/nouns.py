@@ -57,17 +57,23 @@ _IRREGULAR = {
 
 def noun_phrases(text: str) -> list[str]:
     """Nouns with their adjectives, singular, in the order of the text, each once: "a red ball" gives "red ball"."""
-    found: dict[str, None] = {}
-    phrase: list[str] = []
-    opening = ""
-    for word in [*(word.lower() for word in _WORD.findall(text)), "."]:
-        if _goes_on(word, phrase, opening):
-            phrase.append(word)
+    phrases = (_WORD.findall(text[start:end].lower()) for start, end in noun_spans(text))
+    return list(dict.fromkeys(" ".join([*words[:-1], singular(words[-1])]) for words in phrases))
+
+
+def noun_spans(text: str) -> list[tuple[int, int]]:
+    """The characters of every noun with its adjectives."""
+    found, phrase, opening = [], [], ""
+    places = [(match[0].lower(), match.start(), match.end()) for match in _WORD.finditer(text)]
+    for word, start, end in [*places, (".", len(text), len(text))]:
+        words = [each for each, *_ in phrase]
+        if _goes_on(word, words, opening):
+            phrase.append((word, start, end))
             continue
-        if phrase and not _adjective(phrase[-1]) and not (word == "of" and phrase[-1] in _MEDIA):
-            found[" ".join([*phrase[:-1], singular(phrase[-1])])] = None
+        if words and not _adjective(words[-1]) and not (word == "of" and words[-1] in _MEDIA):
+            found.append((phrase[0][1], phrase[-1][2]))
         phrase, opening = [], word
-    return list(found)
+    return found
 
 
 def nouns(text: str) -> list[str]:

@@ -61,7 +61,7 @@ def train_system(
 def plan(system: System, *, size: str, data: str | None, arch: str | None, settings: Sequence[str]) -> Recipe[Any]:
     """The recipe of a size with everything that was asked for put in."""
     if system.recipe is None or system.prepare is None:
-        raise ValueError(f"{system.name} needs no training")
+        raise ValueError(f"{system.name} {'needs no training' if system.loss is None else 'has no recipe yet'}")
     if size not in system.sizes:
         raise ValueError(f"{system.name} has no size {size!r}; it has {', '.join(system.sizes)}")
     recipe = system.recipe(size, data or "scenes")

@@ -26,7 +26,10 @@ def get(name: str) -> System:
     return importlib.import_module(f"{__name__}.{name}").SYSTEM
 
 
-def how_to_train(name: str) -> str:
-    """The line that trains a system's small size, and its measured minutes."""
-    minutes = get(name).minutes["small"]
-    return f"openvocab train {name} --size small --out RUN ({minutes:g} minutes on two cores)"
+def how_to_get(name: str) -> str:
+    """The line that trains a system's small size, and its measured minutes; without a recipe, what to look for."""
+    system = get(name)
+    if system.recipe is None:
+        return f"--model takes published weights of {system.title}, as `openvocab convert --system {name}` writes them"
+    minutes = system.minutes["small"]
+    return f"train one with: openvocab train {name} --size small --out RUN ({minutes:g} minutes on two cores)"
