@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
+from made import noise
 
 from openvocab import loading
 from openvocab.cli import run
@@ -38,7 +38,7 @@ def model(vocabulary):
 
 @pytest.fixture(scope="module")
 def picture():
-    return Image.effect_noise((90, 60), 80).convert("RGB")
+    return noise(0, (90, 60))
 
 
 def shown(tokenizer, prompt):

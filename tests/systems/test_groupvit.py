@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from made import noise as made_noise
 from PIL import Image, ImageDraw
 
 from openvocab.blocks.grouping import GroupingTower, assign, evenness, refined, usage
@@ -32,7 +33,7 @@ def model(**image) -> GroupViT:
 
 
 def noise(width: int, height: int) -> Image.Image:
-    return Image.effect_noise((width, height), 90).convert("RGB")
+    return made_noise(0, (width, height))
 
 
 def test_a_hard_assignment_is_the_likeliest_group_and_passes_gradients_on_as_the_softmax_does(rng):

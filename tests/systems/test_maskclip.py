@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made import noise
 from PIL import Image
 
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.caption_bpe import train_tokenizer
-from openvocab.clip.dense import TINY_CLIP
+from openvocab.clip.dense import TINY_CLIP, dense_pixels
 from openvocab.clip.model import CLIP
 from openvocab.clip.vocabulary import Vocabulary
 from openvocab.data.annotated import open_source
@@ -88,7 +89,7 @@ def test_a_probe_that_sees_one_place_pools_its_value(rng):
 @pytest.mark.parametrize("size", [(37, 61), (1, 1), (200, 20), (64, 64)])
 def test_pictures_of_any_size_come_back_in_their_own(config, size):
     model = clip(config)
-    picture = Image.effect_noise(size, 80).convert("RGB")
+    picture = noise(0, size)
     found = MaskCLIP(PAPER, model).segment(picture, words(model, 5))
     assert found.classes.shape == (size[1], size[0])
     assert found.masks.sum(0).eq(1).all()
@@ -106,11 +107,15 @@ def test_labels_cost_no_further_passes_of_the_picture(monkeypatch):
 
 def test_denoising_leaves_out_what_no_place_shows():
     model = clip()
-    picture = Image.effect_noise((32, 32), 90).convert("RGB")
-    all_labels = MaskCLIP(PAPER, model).segment(picture, words(model, 6))
-    limit = all_labels.scores.sort().values[-2].item() + 1e-3
-    kept = MaskCLIP(MaskCLIPConfig(denoise_below=limit), model).segment(picture, words(model, 6))
-    assert set(kept.classes.unique().tolist()) == {int(all_labels.scores.argmax())}
+    picture, labels = noise(0, (32, 32)), words(model, 6)
+    with torch.no_grad():
+        embeds, _, _ = MaskCLIP(PAPER, model)(dense_pixels(picture, model.preprocessing, 8))
+        peaks = (model.scale() * embeds[0] @ labels.embeds.T).softmax(1).amax(0)
+    limit = peaks.sort().values[-2:].mean().item()
+    kept = MaskCLIP(MaskCLIPConfig(denoise_below=limit), model).segment(picture, labels)
+    assert set(kept.classes.unique().tolist()) == {int(peaks.argmax())}
+    none = MaskCLIP(MaskCLIPConfig(denoise_below=1.0), model).segment(picture, labels)
+    assert torch.equal(none.classes, MaskCLIP(PAPER, model).segment(picture, labels).classes)
 
 
 def test_smoothing_follows_the_keys_and_spares_confident_places():

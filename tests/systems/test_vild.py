@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from made import noise as made_noise
 
 from openvocab import loading, storage
 from openvocab.blocks.detector import Proposals, match
@@ -50,7 +50,7 @@ def model(teacher, method="vild", **changes) -> ViLD:
 
 
 def noise(size=(64, 48)):
-    return Image.effect_noise(size, 90).convert("RGB")
+    return made_noise(0, size)
 
 
 def tiny_recipe(method):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made import noise
 from PIL import Image
 from pycocotools.coco import COCO
 from tiny_models import tiny_clip
@@ -21,7 +22,7 @@ def found(labels=("cat", "dog")):
 
 
 def test_a_region_is_its_crops_summed():
-    clip, picture = tiny_clip(), Image.effect_noise((60, 40), 90).convert("RGB")
+    clip, picture = tiny_clip(), noise(0, (60, 40))
     boxes = torch.tensor([[10.0, 12.0, 30.0, 20.0], [50.0, 30.0, 60.0, 40.0]])
     wider = torch.tensor([[5.0, 10.0, 35.0, 22.0], [47.5, 27.5, 60.0, 40.0]])  # the second ends at the border
     expected = torch.zeros(2, 16)
@@ -42,7 +43,7 @@ def test_regions_of_no_area_and_none_at_all():
 
 
 def test_a_clip_names_regions_by_the_nearest_label():
-    clip, picture = tiny_clip(), Image.effect_noise((60, 40), 90).convert("RGB")
+    clip, picture = tiny_clip(), noise(0, (60, 40))
     boxes = torch.tensor([[10.0, 12.0, 30.0, 20.0], [0.0, 0.0, 60.0, 40.0]])
     words = clip.vocabulary(["cat", "dog", "cow"])
     answer = name_regions(clip, picture, boxes, words)
