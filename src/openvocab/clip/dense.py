@@ -30,8 +30,8 @@ Maps = Float[Tensor, "label rows cols"]
 NONE = -1
 """The class of a pixel that fits no label."""
 MOST_LONG = 8
-_PIXELS = 2**25
-"""Of scores held at once while maps are enlarged: many labels on a large picture stay in bounded memory."""
+_PIXELS = 2**20
+"""Of scores at once while maps are enlarged: they stay in the cache, and many labels on a large picture in memory."""
 
 
 @dataclass(frozen=True)
