@@ -13,6 +13,7 @@ from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.vocabulary import words_of
+from openvocab.data.annotated import Annotated, AnnotatedBatches, AnnotatedConfig, MakeSample
 from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, StrongConfig, Transform
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
@@ -152,6 +153,23 @@ def batches(
         by_class=data.positives == "class",
         negatives=data.negatives,
         trim=trim,
+        quarantine=folder / "quarantine.jsonl" if folder else None,
+    )
+
+
+def annotated_batches(
+    data: Annotated, make: MakeSample, config: AnnotatedConfig, *, seed: int, folder: Path | None = None
+) -> AnnotatedBatches:
+    """`batches` of annotated pictures: what `make` makes of each, for this process."""
+    group = distributed.world()
+    return AnnotatedBatches(
+        data,
+        make,
+        batch_size=config.batch_size,
+        seed=seed,
+        workers=config.workers,
+        rank=distributed.rank(group),
+        world_size=distributed.world_size(group),
         quarantine=folder / "quarantine.jsonl" if folder else None,
     )
 

@@ -177,16 +177,17 @@ def open_source(source: str, image_root: str | None = None) -> Annotated:
     return open_index_masks(path)
 
 
-class AnnotatedBatches(Batches):
-    """What `make` makes of each picture, stacked: `make(annotation, generator)` gives tensors by name.
+MakeSample = Callable[[Annotation, np.random.Generator], dict[str, Tensor]]
+"""What training makes of a picture; the generator's numbers are a function of seed, epoch and picture."""
 
-    The generator's numbers are a function of seed, epoch and picture.
-    """
+
+class AnnotatedBatches(Batches):
+    """What `make` makes of each picture, stacked."""
 
     def __init__(
         self,
         data: Annotated,
-        make: Callable[[Annotation, np.random.Generator], dict[str, Tensor]],
+        make: MakeSample,
         *,
         batch_size: int,
         seed: int = 0,
@@ -201,7 +202,7 @@ class AnnotatedBatches(Batches):
 
 
 class _Made:
-    def __init__(self, data: Annotated, make: Callable[[Annotation, np.random.Generator], dict[str, Tensor]]):
+    def __init__(self, data: Annotated, make: MakeSample):
         self.data, self.make = data, make
 
     def __call__(self, rows: Rows, permutation: Int64[np.ndarray, " sample"]) -> Fetched:

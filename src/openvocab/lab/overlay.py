@@ -51,7 +51,7 @@ def overlay(found: Segmentation, picture: Image.Image) -> Image.Image:
 
 
 def write_boxes(found: Detection, picture: Image.Image, name: str, out: Path) -> dict[str, str]:
-    """`overlay.png` and `coco.json`, which Label Studio, FiftyOne and supervision open."""
+    """`overlay.png` and `coco.json`."""
     paths = {"overlay": out / "overlay.png", "coco": out / "coco.json"}
     with storage.atomic_path(paths["overlay"]) as temporary:
         boxes(found, picture).save(temporary, "PNG")

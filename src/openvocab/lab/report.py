@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,6 +158,11 @@ def bars(values: Sequence[tuple[str, Number, Number, Number]], caption: str) -> 
         f'<figure><svg viewBox="0 0 {wide} {tall}" width="{wide}" role="img" aria-label="{html.escape(caption)}">'
         f"{''.join(marks)}</svg><figcaption>{html.escape(caption)}</figcaption></figure>"
     )
+
+
+def bars_of(caption: str, *names: str) -> Callable[[Mapping[str, tuple[Number, Number, Number]]], str]:
+    """`bars` of some of a claim's figures by name, each with the ends of its interval: what its `picture` may be."""
+    return lambda figures: bars([(name, *figures[name]) for name in names], caption)
 
 
 def standalone(figure: str) -> str:

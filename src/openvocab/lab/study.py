@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openvocab import storage, systems
 from openvocab.lab.training import plan, recipe_fingerprint, train_system
+from openvocab.progress import note
 from openvocab.system import Recipe
 
 
@@ -75,4 +76,6 @@ def usual_start(system: str, size: str, data: str) -> Arm | None:
 def start_of(system: str, size: str, data: str) -> str | None:
     """The model of `usual_start`, trained when this machine has none yet."""
     first = usual_start(system, size, data)
+    if first and not (first.folder(0) / "model").exists():
+        note(f"{system} begins from a CLIP; none is kept on this machine yet, so it comes first: {first.command(0)}")
     return str(trained(first, 0) / "model") if first else None

@@ -1,13 +1,13 @@
 """Studies of CLIPSeg: pairs that no prompt of training named, prompts of nothing, pictures as prompts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 from openvocab import loading, systems
 from openvocab.data.annotated import open_source
 from openvocab.data.scenes import withheld_labels
 from openvocab.lab import report
-from openvocab.lab.claims import Claim, Figures, Gate, Interval
+from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.study import Arm, trained
 
 WHOLE = Arm(system="clipseg")
@@ -50,12 +50,8 @@ def pictures(seed: int) -> Figures:
     }
 
 
-def _bars(caption: str, *names: str) -> Callable[[Mapping[str, Interval]], str]:
-    return lambda figures: report.bars([(name, *figures[name]) for name in names], caption)
-
-
 def _claim(name: str, says: str, expects: str, gate: Gate, study: Callable[[int], Figures], *shown: str) -> Claim:
-    picture = _bars("share" if gate.figure in ("silent", "gain") else "foreground IoU", *shown)
+    picture = report.bars_of("share" if gate.figure in ("silent", "gain") else "foreground IoU", *shown)
     return Claim(
         name=f"clipseg-{name}",
         says=says,

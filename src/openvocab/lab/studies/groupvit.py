@@ -1,6 +1,6 @@
 """Studies of GroupViT: what captions alone teach about pixels, how many groups it takes, and what is nothing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -13,7 +13,7 @@ from openvocab.clip.dense import Segmentation
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.lab import report
-from openvocab.lab.claims import Claim, Figures, Gate, Interval
+from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.study import Arm, trained
 from openvocab.metrics.interval import bootstrap
 from openvocab.metrics.segment import best_segment_iou, pixel_counts
@@ -138,10 +138,6 @@ def background(seed: int) -> Figures:
     return {"with nothing": mean_iou(rows), "always a label": mean_iou(forced), "gain, low end": low}
 
 
-def _bars(caption: str, *names: str) -> Callable[[Mapping[str, Interval]], str]:
-    return lambda figures: report.bars([(name, *figures[name]) for name in names], caption)
-
-
 CLAIMS = (
     Claim(
         name="groupvit-without-masks",
@@ -152,7 +148,7 @@ CLAIMS = (
         world=WORLD,
         study=without_masks,
         seeds=1,
-        picture=_bars("mIoU", "MaskCLIP", "no groups", "soft groups", "GroupViT", "GroupViT, refined"),
+        picture=report.bars_of("mIoU", "MaskCLIP", "no groups", "soft groups", "GroupViT", "GroupViT, refined"),
     ),
     Claim(
         name="groupvit-group-limit",
@@ -163,7 +159,7 @@ CLAIMS = (
         world=WORLD,
         study=group_limit,
         seeds=1,
-        picture=_bars("IoU of an object and its best group", "2 groups", "8 groups", "16 groups"),
+        picture=report.bars_of("IoU of an object and its best group", "2 groups", "8 groups", "16 groups"),
     ),
     Claim(
         name="groupvit-background",
@@ -174,6 +170,6 @@ CLAIMS = (
         world=WORLD,
         study=background,
         seeds=1,
-        picture=_bars("mIoU", "always a label", "with nothing"),
+        picture=report.bars_of("mIoU", "always a label", "with nothing"),
     ),
 )

@@ -1,7 +1,6 @@
 """Studies of LSeg on generated scenes: pairs that no mask named, what the other labels change, its spatial blocks."""
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,7 +16,7 @@ from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.scenes import withheld_labels
 from openvocab.lab import report
-from openvocab.lab.claims import Claim, Figures, Gate, Interval
+from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.study import Arm, trained
 from openvocab.systems import lseg
 from openvocab.world.scene import CLASSES
@@ -112,10 +111,6 @@ def two_blocks(seed: int) -> Figures:
     return figures | {"none, unseen": plain["miou_novel"], "two, unseen": blocks["miou_novel"]}
 
 
-def _bars(caption: str, *names: str) -> Callable[[Mapping[str, Interval]], str]:
-    return lambda figures: report.bars([(name, *figures[name]) for name in names], caption)
-
-
 CLAIMS = (
     Claim(
         name="lseg-unseen-pairs",
@@ -125,7 +120,7 @@ CLAIMS = (
         gate=Gate(figure="margin", above=0.0),
         world=WORLD,
         study=unseen_pairs,
-        picture=_bars("mean IoU, all 64 labels a choice", "seen", "unseen", "closed, seen", "closed, unseen"),
+        picture=report.bars_of("mean IoU, all 64 labels a choice", "seen", "unseen", "closed, seen", "closed, unseen"),
     ),
     Claim(
         name="lseg-label-set",
@@ -135,7 +130,7 @@ CLAIMS = (
         gate=Gate(figure="renamed", above=0.5),
         world=WORLD,
         study=label_set,
-        picture=_bars("share of a left-out label's pixels that get another", "renamed", "renamed, asked"),
+        picture=report.bars_of("share of a left-out label's pixels that get another", "renamed", "renamed, asked"),
     ),
     Claim(
         name="lseg-two-blocks",
@@ -145,6 +140,6 @@ CLAIMS = (
         gate=Gate(figure="gain", above=0.0),
         world=WORLD,
         study=two_blocks,
-        picture=_bars("mean IoU of all labels", "none", "two", "none, unseen", "two, unseen"),
+        picture=report.bars_of("mean IoU of all labels", "none", "two", "none, unseen", "two, unseen"),
     ),
 )

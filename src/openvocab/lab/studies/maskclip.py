@@ -71,9 +71,7 @@ CLAIMS = (
         gate=Gate(figure="beyond three times", above=0.0),
         world=WORLD,
         study=untrained,
-        picture=lambda figures: report.bars(
-            [(name, *figures[name]) for name in (*READINGS, "random vectors")], "mean IoU of objects"
-        ),
+        picture=report.bars_of("mean IoU of objects", *READINGS, "random vectors"),
     ),
     Claim(
         name="masks-or-words",
@@ -83,8 +81,6 @@ CLAIMS = (
         gate=Gate(figure="gain", above=0.1),
         world=WORLD,
         study=masks,
-        picture=lambda figures: report.bars(
-            [(name, *figures[name]) for name in ("masks", "words alone")], "mean IoU of objects"
-        ),
+        picture=report.bars_of("mean IoU of objects", "masks", "words alone"),
     ),
 )

@@ -1,7 +1,7 @@
 """Studies of what CLIP can do and cannot: the capability microscope on models trained here, and a skill repaired."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -10,7 +10,7 @@ from openvocab import loading
 from openvocab.adapt.probe import fit_probe
 from openvocab.config import to_dict
 from openvocab.lab import report
-from openvocab.lab.claims import Claim, Figures, Gate, Interval
+from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.demo import examine
 from openvocab.lab.evaluation import intervals
 from openvocab.lab.skills import answers, measure_skills, skills
@@ -149,10 +149,6 @@ def composition(seed: int) -> Figures:
     }
 
 
-def _bars(caption: str, *names: str) -> Callable[[Mapping[str, Interval]], str]:
-    return lambda figures: report.bars([(name, *figures[name]) for name in names], caption)
-
-
 CLAIMS = (
     Claim(
         name="counting",
@@ -162,7 +158,7 @@ CLAIMS = (
         gate=Gate(figure="gap", above=0.2),
         world=RICH_WORLD,
         study=counting,
-        picture=_bars("share of the way from chance to no mistake", "colour", "shape", "size", "count"),
+        picture=report.bars_of("share of the way from chance to no mistake", "colour", "shape", "size", "count"),
     ),
     Claim(
         name="abstract-tasks",
@@ -172,7 +168,7 @@ CLAIMS = (
         gate=Gate(figure="abstract", below=0.1),
         world=RICH_WORLD,
         study=abstract,
-        picture=_bars("share of the way from chance to no mistake", *ABSTRACT),
+        picture=report.bars_of("share of the way from chance to no mistake", *ABSTRACT),
     ),
     Claim(
         name="fine-grained",
@@ -182,7 +178,7 @@ CLAIMS = (
         gate=Gate(figure="gap", above=0.05),
         world=PLAIN_WORLD,
         study=fine_grained,
-        picture=_bars("accuracy, chance 0.5", "coarse", "fine"),
+        picture=report.bars_of("accuracy, chance 0.5", "coarse", "fine"),
     ),
     Claim(
         name="negation",
@@ -192,7 +188,7 @@ CLAIMS = (
         gate=Gate(figure="read_in_training", below=0.5),
         world=RICH_WORLD,
         study=negation,
-        picture=_bars("accuracy, chance 0.5", "never_read", "read_in_training"),
+        picture=report.bars_of("accuracy, chance 0.5", "never_read", "read_in_training"),
     ),
     Claim(
         name="text-on-image",
@@ -211,7 +207,7 @@ CLAIMS = (
         gate=Gate(figure="drop", above=0.1),
         world=PLAIN_WORLD,
         study=styles,
-        picture=_bars("shapes named, chance 0.125", "clean", *(style for style in STYLES if style != "clean")),
+        picture=report.bars_of("shapes named, chance 0.125", "clean", *(style for style in STYLES if style != "clean")),
     ),
     Claim(
         name="far-shift",
@@ -221,7 +217,7 @@ CLAIMS = (
         gate=Gate(figure="gap", above=0.0),
         world=PLAIN_WORLD + "; scikit-learn's 1,797 digits",
         study=far_shift,
-        picture=_bars("accuracy, chance 0.1", "zero_shot", "raw_pixels"),
+        picture=report.bars_of("accuracy, chance 0.1", "zero_shot", "raw_pixels"),
     ),
     Claim(
         name="repaired-binding",
@@ -231,7 +227,7 @@ CLAIMS = (
         gate=Gate(figure="gain", above=0.2),
         world=REPAIR_WORLD,
         study=repair,
-        picture=_bars("accuracy on exchanged colours, chance 0.5", "before", "after"),
+        picture=report.bars_of("accuracy on exchanged colours, chance 0.5", "before", "after"),
     ),
     Claim(
         name="repair-is-local",
@@ -250,7 +246,7 @@ CLAIMS = (
         gate=Gate(figure="composition lost", above=0.05),
         world="generated scenes with exchanged colours, 600 steps",
         study=composition,
-        picture=_bars(
+        picture=report.bars_of(
             "accuracy; chance 0.5 for binding, 1/64 for unseen pairs",
             *(
                 f"{name}, {what}"

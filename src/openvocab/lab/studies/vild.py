@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -16,7 +16,7 @@ from openvocab.clip.vocabulary import Vocabulary
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.scenes import withheld_labels
 from openvocab.lab import report
-from openvocab.lab.claims import Claim, Figures, Gate, Interval
+from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.study import Arm, trained
 from openvocab.systems import vild
 from openvocab.systems.vild.model import ViLD
@@ -119,10 +119,6 @@ def _seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def _bars(caption: str, *names: str) -> Callable[[Mapping[str, Interval]], str]:
-    return lambda figures: report.bars([(name, *figures[name]) for name in names], caption)
-
-
 CLAIMS = (
     Claim(
         name="vild-distillation",
@@ -132,7 +128,7 @@ CLAIMS = (
         gate=Gate(figure="margin", above=0.0),
         world=WORLD,
         study=distillation,
-        picture=_bars(
+        picture=report.bars_of(
             "AP50, all 64 labels a choice",
             *(f"{arm}, {part}" for part in ("base", "novel") for arm in ("text", "distilled", "crops")),
         ),
@@ -145,7 +141,7 @@ CLAIMS = (
         gate=Gate(figure="ahead", above=0.0),
         world=WORLD,
         study=two_heads,
-        picture=_bars(
+        picture=report.bars_of(
             "harmonic mean of base and novel AP50",
             *("ensemble", "text head", "image head", "distilled", "text", "crops"),
         ),

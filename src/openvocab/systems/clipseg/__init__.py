@@ -28,10 +28,11 @@ from openvocab.blocks.text import TextConfig
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP, Segmentation, judged, measure_segmentation
 from openvocab.clip.engine import evaluating
+from openvocab.clip.learning import annotated_batches
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig, preprocess
 from openvocab.clip.templates import fill
-from openvocab.data.annotated import Annotated, AnnotatedBatches, AnnotatedConfig, Annotation, open_annotated
+from openvocab.data.annotated import Annotated, AnnotatedConfig, Annotation, open_annotated
 from openvocab.data.decode import to_rgb
 from openvocab.data.phrases import Mask, Phrases, foreground_crop, highlighted
 from openvocab.progress import track
@@ -39,7 +40,6 @@ from openvocab.shapes import Batch, Images
 from openvocab.system import Recipe, System
 from openvocab.systems.clipseg.model import CLIPSeg, CLIPSegConfig, Conditions, Prompt
 from openvocab.systems.clipseg.published import load, to_hf
-from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
@@ -189,17 +189,8 @@ def prepare(
     model.name = f"clipseg-{Path(recipe.data.annotated.source).stem}"
     model.trained_on = {"clip": init.trained_on, "source": data.source, "pictures": len(data), "labels": data.labels}
     phrases = Phrases(data, supports=recipe.data.pictures > 0)
-    group = distributed.world()
-    batches = AnnotatedBatches(
-        data,
-        _Samples(model, phrases, recipe.data),
-        batch_size=recipe.data.annotated.batch_size,
-        seed=seed,
-        workers=recipe.data.annotated.workers,
-        rank=distributed.rank(group),
-        world_size=distributed.world_size(group),
-        quarantine=folder / "quarantine.jsonl" if folder else None,
-    )
+    samples = _Samples(model, phrases, recipe.data)
+    batches = annotated_batches(data, samples, recipe.data.annotated, seed=seed, folder=folder)
     _settle(model, batches.batch(0)["images"])
     stage = Stage(name="clipseg", data=batches, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
     return model, (replace(stage, groups=recipe.groups),)

@@ -32,17 +32,17 @@ from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP, Segmentation, measure_segmentation
 from openvocab.clip.engine import evaluating
+from openvocab.clip.learning import annotated_batches
 from openvocab.clip.model import CLIP
 from openvocab.clip.protocols import cut, measure_fold, segment_at_scales
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.clip.weights import read_tensors
-from openvocab.data.annotated import NOTHING, Annotated, AnnotatedBatches, AnnotatedConfig, Annotation, open_annotated
+from openvocab.data.annotated import NOTHING, Annotated, AnnotatedConfig, Annotation, open_annotated
 from openvocab.metrics.segment import IGNORED
 from openvocab.shapes import Batch, Images
 from openvocab.system import Recipe, System
 from openvocab.systems.lseg.model import OTHERS, LSeg, LSegConfig, Maps, enlarged
 from openvocab.systems.lseg.official import PIXELS, VIT_L, encoder_from_timm, from_official, start_encoder
-from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
@@ -216,17 +216,8 @@ def prepare(
     model.name_others()
     model.name = f"lseg-{Path(data.pictures.source).stem}"
     model.trained_on = {"clip": init.trained_on, "source": pictures.source, "labels": list(pictures.labels)}
-    group = distributed.world()
-    batches = AnnotatedBatches(
-        pictures,
-        Samples(model, pictures.labels, data),
-        batch_size=data.pictures.batch_size,
-        seed=recipe.fit.seed,
-        workers=data.pictures.workers,
-        rank=distributed.rank(group),
-        world_size=distributed.world_size(group),
-        quarantine=folder / "quarantine.jsonl" if folder else None,
-    )
+    samples = Samples(model, pictures.labels, data)
+    batches = annotated_batches(pictures, samples, data.pictures, seed=recipe.fit.seed, folder=folder)
     stage = Stage(name="lseg", data=batches, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
     return model, (replace(stage, groups=recipe.groups),)
 

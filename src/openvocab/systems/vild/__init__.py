@@ -32,18 +32,17 @@ from openvocab.blocks.detector import DetectorConfig, encode, match, sample
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP
-from openvocab.clip.learning import PIXELS
+from openvocab.clip.learning import PIXELS, annotated_batches
 from openvocab.clip.model import CLIP
 from openvocab.clip.regions import measure_detection
 from openvocab.config import to_dict
-from openvocab.data.annotated import Annotated, AnnotatedBatches, AnnotatedConfig, open_annotated
+from openvocab.data.annotated import Annotated, AnnotatedConfig, open_annotated
 from openvocab.metrics.detect import proposal_recall
 from openvocab.progress import note
 from openvocab.shapes import Batch
 from openvocab.system import Recipe, System
 from openvocab.systems.vild.model import BOX_WEIGHTS, ViLD, ViLDConfig, plain
 from openvocab.systems.vild.regions import Sample, Stored, ViLDData, by_picture, store_regions
-from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage, fit
 from openvocab.train.step import Losses
@@ -180,17 +179,8 @@ def prepare(
     model.texts.copy_(model.words(data.labels).embeds)
     model.name = f"vild-{Path(recipe.data.shown.source).stem}"
     model.trained_on = {"clip": clip.trained_on, "source": Path(data.source).name, "pictures": len(data)}
-    group = distributed.world()
-    loader = AnnotatedBatches(
-        data,
-        Sample(recipe.data, model.preprocessing, stored),
-        batch_size=recipe.data.shown.batch_size,
-        seed=recipe.fit.seed,
-        workers=recipe.data.shown.workers,
-        rank=distributed.rank(group),
-        world_size=distributed.world_size(group),
-        quarantine=folder / "quarantine.jsonl" if folder else None,
-    )
+    samples = Sample(recipe.data, model.preprocessing, stored)
+    loader = annotated_batches(data, samples, recipe.data.shown, seed=recipe.fit.seed, folder=folder)
     stage = Stage(name="vild", data=loader, loss=loss, optim=recipe.optim, config=recipe.fit, groups=recipe.groups)
     return model, (stage,)
 

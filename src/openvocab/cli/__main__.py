@@ -1,0 +1,5 @@
+"""`python -m openvocab.cli`, which torchrun takes."""
+
+from openvocab.cli import main
+
+main()

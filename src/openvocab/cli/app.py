@@ -1,0 +1,95 @@
+"""What the verbs share: the app they are registered with, options of one spelling, and how results are shown."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openvocab import storage
+
+HELP = """Learns one space of pictures and sentences, then answers anything about pictures in words.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 the work failed (one line says why), 2 bad
+usage (the nearest right word is named).
+"""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, help=HELP)
+
+Json = Annotated[bool, typer.Option("--json", help="One json object on stdout and nothing else there.")]
+Model = Annotated[str | None, typer.Option("--model", help="demo, a folder or file, or hf:owner/name.")]
+Data = Annotated[str, typer.Option("--data", help="A folder, table, tar shards, or scenes.")]
+Labels = Annotated[str, typer.Option("--labels", help="Names separated by commas, a file of them, a head of adapt.")]
+Templates = Annotated[str, typer.Option("--templates", help="A named set, one with {}, or a file of them.")]
+
+
+def chosen_model(given: str | None) -> str:
+    """The model to use: named here, by OPENVOCAB_MODEL, or once by `inspect --default`."""
+    if given or (given := os.environ.get("OPENVOCAB_MODEL")):
+        return given
+    if default_file().exists():
+        return storage.read_json(default_file())["model"]
+    raise typer.BadParameter(
+        "which model? `--model demo` (trained on generated shapes, knows nothing of photographs) or "
+        "`--model hf:openai/clip-vit-base-patch32`; `openvocab inspect MODEL --default` keeps the choice",
+        param_hint="--model",
+    )
+
+
+def trained(source: str | None, verb: str, system: str) -> Any:
+    """The model of a source that has this verb.
+
+    Raises:
+        ValueError: none is given, or it has not; the message is the line that trains one.
+    """
+    from openvocab import loading, systems
+
+    model = loading.load(source) if source else None
+    if not hasattr(model, verb):
+        reason = f"{source} is a {type(model).__name__}, which cannot" if source else "it needs a trained model"
+        raise ValueError(f"{verb}: {reason}; {systems.how_to_get(system)}")
+    return model
+
+
+def read_names(text: str) -> list[list[str]]:
+    """Labels from the command line: a file of them, or names between commas."""
+    from openvocab.clip.vocabulary import read_labels
+
+    return read_labels(text if Path(text).is_file() else text.split(","))
+
+
+def default_file() -> Path:
+    return storage.cache_folder() / "default_model.json"
+
+
+def show(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)
+
+
+def show_boxes(picture: str, found: Any, files: dict[str, str], as_json: bool, spans: Any = None) -> None:
+    """A detection's rows, each perhaps with the characters of the sentence that it shows."""
+    rows = [
+        {"label": found.labels[row], "score": score, "box_xyxy_px": [round(edge, 2) for edge in box]}
+        for row, score, box in zip(found.label_ids.tolist(), found.scores.tolist(), found.boxes_xyxy_px.tolist())
+    ]
+    if spans:
+        rows = [row | {"span": span} for row, span in zip(rows, spans)]
+    lines = [f"{row['score']:6.1%}  {row['label']}  {row['box_xyxy_px']}" for row in rows] or ["nothing found"]
+    show({"picture": picture, "boxes": rows, **files}, as_json, "\n".join([*lines, *files.values()]))
+
+
+def table(values: dict[str, Any]) -> str:
+    """Names and values in two columns; figures with four decimals."""
+    width = max(map(len, values), default=0)
+    lines = []
+    for name, value in values.items():
+        shown = (
+            f"{value:.4f}"
+            if isinstance(value, float)
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, default=str)
+        )
+        lines.append(f"{name:{width}}  {shown}")
+    return "\n".join(lines)

@@ -1,0 +1,197 @@
+"""Verbs that ask a picture something in words."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openvocab.cli.app import (
+    Json,
+    Labels,
+    Model,
+    Templates,
+    app,
+    chosen_model,
+    read_names,
+    show,
+    show_boxes,
+    table,
+    trained,
+)
+
+
+@app.command()
+def classify(
+    pictures: Annotated[list[str], typer.Argument(help="Pictures; with --out one collection: a folder or tar.")],
+    labels: Labels,
+    model: Model = None,
+    templates: Templates = "generic",
+    top: Annotated[int, typer.Option(help="Labels shown for each picture.")] = 5,
+    calibration: Annotated[
+        Path | None, typer.Option(help="A calibration.json that `eval --task calibration --out` wrote.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Writes .csv, .jsonl or .parquet of a whole collection.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Names pictures with your own words."""
+    source = chosen_model(model)
+    from openvocab import loading
+    from openvocab.adapt import classifier
+    from openvocab.clip.senses import ambiguous_labels
+    from openvocab.clip.trust import read_calibration
+    from openvocab.clip.zeroshot import classify_files
+
+    fitted = read_calibration(calibration) if calibration else None
+    clip = loading.load(source)
+    if (Path(labels) / classifier.RECORD).is_file():
+        words = classifier.load(labels)
+    else:
+        words = clip.vocabulary(read_names(labels), templates)
+    if out is not None:
+        written = classify_files(
+            clip, pictures[0] if len(pictures) == 1 else pictures, words, out, k=top, calibration=fitted
+        )
+        done = {"table": str(written.path), "pictures": written.pictures, "failures": written.failures}
+        show(done, as_json, table(done))
+        return
+    answer = clip.classify(pictures, words, calibration=fitted, none_of_these=fitted is not None)
+    rows = [{"picture": name, "labels": best} for name, best in zip(pictures, answer.top(top))]
+    if answer.sets is not None and answer.none_of_these is not None:
+        for row, kept, none in zip(rows, answer.sets.tolist(), answer.none_of_these.tolist()):
+            row |= {"set": [name for name, keep in zip(answer.labels, kept) if keep], "none_of_these": none}
+    result = {"pictures": rows, "kind": answer.kind, "unseen_words": answer.unseen_words, "model": answer.model}
+    unseen = [f"never seen in training: {', '.join(w)} ({label})" for label, w in answer.unseen_words.items()]
+    lines = [f"{r['picture']}  " + "  ".join(f"{name} {share:.1%}" for name, share in r["labels"]) for r in rows]
+    if fitted:
+        promise = f"{fitted.coverage:.0%} of such sets hold the right label"
+        sets = ["none of these" if r["none_of_these"] else " or ".join(r["set"]) or "no label" for r in rows]
+        lines = [f"{line}  -> {found}" for line, found in zip(lines, sets)] + [promise]
+    if vague := ambiguous_labels(answer.labels):
+        unseen.append(f"may mean several things: {', '.join(vague)} (see openvocab inspect MODEL --labels ...)")
+    show(result, as_json, "\n".join([*lines, *unseen]))
+
+
+@app.command()
+def score(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    texts: Annotated[list[str], typer.Argument(help="Sentences.")],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """How well each sentence fits a picture: the cosine of their embeddings."""
+    source = chosen_model(model)
+    from openvocab import loading
+    from openvocab.clip import zeroshot
+
+    answer = zeroshot.score(loading.load(source), picture, texts)
+    rows = [{"text": text, "score": value} for text, value in zip(answer.labels, answer.scores[0].tolist())]
+    result = {"texts": rows, "unseen_words": answer.unseen_words, "model": answer.model}
+    show(result, as_json, "\n".join(f"{row['score']:+.4f}  {row['text']}" for row in rows))
+
+
+@app.command()
+def caption(
+    pictures: Annotated[list[str], typer.Argument(help="Pictures.")],
+    model: Annotated[str | None, typer.Option("--model", help="A trained virtex: its run or folder.")] = None,
+    beams: Annotated[int, typer.Option(help="Sentences followed at a time; 1 is greedy.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Says in a sentence of its own what each picture shows."""
+    if beams < 1:
+        raise typer.BadParameter(f"{beams}: expected at least 1", param_hint="--beams")
+    writer = trained(model, "caption", "virtex")
+    found = writer.caption(pictures, num_beams=beams)
+    rows = [
+        {"picture": name, "text": text, "log_probability": log_p}
+        for name, text, log_p in zip(pictures, found.texts, found.log_probabilities.tolist())
+    ]
+    result = {"pictures": rows, "model": {"name": writer.name, "fingerprint": writer.fingerprint}}
+    show(result, as_json, "\n".join(f"{r['picture']}  {r['text']}  (log p {r['log_probability']:.2f})" for r in rows))
+
+
+@app.command()
+def segment(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    labels: Labels,
+    model: Model = None,
+    templates: Templates = "generic",
+    none_below: Annotated[
+        float | None, typer.Option(help="Pixels that no label fits with this probability belong to none.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png, classes.png and coco.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Says of every pixel which of your words it shows; any CLIP can, a model trained for it can better."""
+    source = chosen_model(model)
+    from openvocab import loading, systems
+    from openvocab.clip.model import CLIP
+    from openvocab.data.decode import decode
+    from openvocab.lab import overlay
+
+    opened = loading.load(source)
+    segmenter = systems.get("maskclip").build("paper", opened) if isinstance(opened, CLIP) else opened
+    image = decode(picture)
+    words = labels if Path(labels).is_file() else labels.split(",")
+    found = segmenter.segment(image, words, templates=templates, none_below=none_below)
+    rows = [
+        {"label": label, "score": score, "area": mask.double().mean().item()}
+        for label, score, mask in zip(found.labels, found.scores.tolist(), found.masks)
+    ]
+    files = overlay.write(found, image, Path(picture).name, out) if out else {}
+    lines = [f"{row['area']:7.1%}  {row['label']}" for row in sorted(rows, key=lambda row: -row["area"])]
+    show({"picture": picture, "labels": rows, **files}, as_json, "\n".join([*lines, *files.values()]))
+
+
+@app.command()
+def detect(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    labels: Labels,
+    model: Model = None,
+    templates: Templates = "generic",
+    boxes: Annotated[
+        Path | None, typer.Option(help="Names these regions: a COCO json, or its results, of any detector.")
+    ] = None,
+    score_above: Annotated[float, typer.Option(help="Detections are at least so sure.")] = 0.3,
+    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png and coco.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Finds what your words name; with --boxes any CLIP can name the regions that another detector found."""
+    source = chosen_model(model)
+    import torch
+
+    from openvocab import loading
+    from openvocab.clip.regions import name_regions, within
+    from openvocab.data.coco import read_regions
+    from openvocab.data.decode import decode
+    from openvocab.lab import overlay
+
+    image, name = decode(picture), Path(picture).name
+    words = labels if Path(labels).is_file() else labels.split(",")
+    if boxes:
+        regions = within(torch.from_numpy(read_regions(boxes, name)), *image.size)
+        found = name_regions(loading.load(source), image, regions, words, templates=templates)
+    else:
+        found = trained(source, "detect", "vild").detect(image, words, templates=templates, score_above=score_above)
+    files = overlay.write_boxes(found, image, name, out) if out else {}
+    show_boxes(picture, found, files, as_json)
+
+
+@app.command()
+def ground(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    sentence: Annotated[str, typer.Argument(help="Its nouns, with their adjectives, are looked for.")],
+    model: Annotated[str | None, typer.Option("--model", help="A GLIP: its folder.")] = None,
+    boxes_each: Annotated[int, typer.Option(help="Boxes of each phrase.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png and coco.json.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Finds where a picture shows each phrase of a sentence."""
+    if boxes_each < 1:
+        raise typer.BadParameter(f"{boxes_each}: expected at least 1", param_hint="--boxes-each")
+    from openvocab.data.decode import decode
+    from openvocab.lab import overlay
+
+    reader, image = trained(model, "ground", "glip"), decode(picture)
+    found = reader.ground(image, sentence, boxes_each=boxes_each)
+    files = overlay.write_boxes(found.detection(), image, Path(picture).name, out) if out else {}
+    show_boxes(picture, found.detection(), files, as_json, [list(span) for span in found.spans])

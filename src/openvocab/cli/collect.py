@@ -1,0 +1,66 @@
+"""Verbs for collections of pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openvocab.cli.app import Data, Json, Model, app, chosen_model, show, table
+
+
+@app.command()
+def embed(
+    source: Annotated[str, typer.Argument(help="A folder, tar files or a picture.")],
+    out: Annotated[Path, typer.Option(help="The folder for vectors and keys; an unfinished one goes on.")],
+    model: Model = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    shard: Annotated[str, typer.Option(help="i/n: this process's part, i from 0.")] = "0/1",
+    as_json: Json = False,
+) -> None:
+    """Embeds a collection of pictures; broken files are listed and skipped."""
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise typer.BadParameter(f"{precision!r}: expected auto, float32 or bfloat16", param_hint="--precision")
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit()):
+        raise typer.BadParameter(f"{shard!r}: expected i/n, for example 0/4", param_hint="--shard")
+    chosen = chosen_model(model)
+    from openvocab import loading
+
+    clip = loading.load(chosen)
+    embedded = clip.embed_files(
+        source, out=out, batch_size=batch_size, precision=precision, shard=(int(part), int(parts))
+    )
+    done = {"folder": str(out), "pictures": len(embedded.keys), "failures": embedded.failures}
+    show({**done, "fingerprint": embedded.fingerprint}, as_json, table(done))
+
+
+corpus = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Builds data sets.")
+app.add_typer(corpus, name="corpus")
+
+
+@corpus.callback()
+def _corpus() -> None:
+    """Builds data sets."""
+
+
+@corpus.command("build")
+def build_corpus(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The corpus' folder; an unfinished one there goes on.")],
+    cap: Annotated[int, typer.Option(help="Samples that one query asks for.")] = 20_000,
+    min_count: Annotated[int, typer.Option(help="A word or bigram seen so often is a query.")] = 100,
+    min_pmi: Annotated[float, typer.Option(help="Least pointwise mutual information of a bigram, in bits.")] = 4.0,
+    queries: Annotated[Path | None, typer.Option(help="A file with more queries, one a line.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws that thin out what is frequent.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Picks a balanced, deduplicated set of pairs: queries from the captions, a cap for each, shards out."""
+    from openvocab.data.corpus import CorpusConfig, build
+    from openvocab.data.source import PairsConfig
+
+    config = CorpusConfig(cap=cap, min_count=min_count, min_pmi=min_pmi, seed=seed)
+    names = queries.read_text(encoding="utf-8").splitlines() if queries else ()
+    report = build(PairsConfig(source=data), out, config, [name for name in names if name.strip()])
+    shown = {name: report[name] for name in ("samples", "kept", "dropped", "queries")}
+    show(report, as_json, table({**shown, "folder": str(out)}))

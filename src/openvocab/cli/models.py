@@ -1,0 +1,64 @@
+"""Verbs about models: which there are, what one is, another layout."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openvocab import storage
+from openvocab.cli.app import Json, app, default_file, read_names, show, table
+
+
+@app.command()
+def systems(as_json: Json = False) -> None:
+    """Lists the systems of the family."""
+    from openvocab import systems as family
+
+    rows = [{"name": s.name, "title": s.title, "paper": s.paper} for s in map(family.get, family.names())]
+    show({"systems": rows}, as_json, "\n".join(f"{row['name']:14} {row['title']} ({row['paper']})" for row in rows))
+
+
+@app.command()
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder or file, or hf:owner/name.")],
+    default: Annotated[bool, typer.Option("--default", help="Use this model when --model is not given.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(help="Instead: which of these labels mean several things to it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Says what a model is: architecture, activation, preprocessing, tokenizer, fingerprint, origin."""
+    from openvocab.loading import describe, load
+
+    if labels is not None:
+        from dataclasses import asdict
+
+        from openvocab.clip.senses import find_ambiguous
+
+        found = find_ambiguous(load(source), read_names(labels))
+        lines = [f"{f.label}: {', or '.join(f.senses)}; write {f.proposal or 'one of these'!r}" for f in found]
+        show({"ambiguous": [asdict(f) for f in found]}, as_json, "\n".join(lines) or "no label known to be ambiguous")
+        return
+    result = describe(source)
+    if default:
+        kept = source if source == "demo" or source.startswith("hf:") else str(Path(source).resolve())
+        storage.write_json(default_file(), {"model": kept})
+    show(result, as_json, table(result))
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A model in any layout.")],
+    destination: Annotated[Path, typer.Argument(help="The folder or file to write.")],
+    to: Annotated[str, typer.Option(help="openvocab, openai, open_clip or hf.")],
+    context_length: Annotated[
+        int | None, typer.Option(help="Stretches the text positions, for example from 77 to 248.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="Of a checkpoint that cannot say it, such as lseg.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rewrites a model in another layout; what the target cannot express is refused."""
+    from openvocab.loading import convert as rewrite
+
+    rewrite(source, destination, to=to, context_length=context_length, system=system)
+    show({"source": source, "destination": str(destination), "layout": to}, as_json, f"{destination} ({to})")
