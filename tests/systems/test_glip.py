@@ -293,4 +293,4 @@ def test_the_command_line_points_at_phrases(model, picture, tmp_path, capsys):
     assert len(found["boxes"]) == len(model.detect(picture, ["red circle", "hat"]).scores)
     assert (tmp_path / "out" / "overlay.png").exists()
     assert run(["ground", str(tmp_path / "a.png"), "a hat"]) == 1
-    assert "published" in capsys.readouterr().err
+    assert "openvocab train glip" in capsys.readouterr().err

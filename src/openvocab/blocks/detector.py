@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openvocab.blocks.boxes import Boxes, box_area, box_iou, nms, roi_align
-from openvocab.blocks.resnet import ResNet, ResNetConfig
+from openvocab.blocks.resnet import ResNetConfig, without_pool
 from openvocab.shapes import Images, Scalar
 
 Maps = tuple[Float[Tensor, "image _ _ _"], ...]
@@ -70,16 +70,14 @@ class Pyramid(nn.Module):
     def __init__(self, config: DetectorConfig):
         super().__init__()
         self.config = config
-        self.trunk = ResNet(config.trunk, 1)
-        self.trunk.projection = nn.Identity()
-        stages = len(config.trunk.layers)
-        widths = [config.trunk.dim >> (stages - 1 - stage) for stage in range(stages)]
+        self.trunk = without_pool(config.trunk)
+        widths = config.trunk.widths
         self.laterals = nn.ModuleList(nn.Conv2d(width, config.dim, 1) for width in widths)
         self.outs = nn.ModuleList(_convolution(config.dim, config.dim) for _ in widths)
 
     def forward(self, images: Images) -> Maps:
         """Maps at `config.strides`; sides are multiples of the trunk's stride."""
-        stages = self.trunk(images, layers=tuple(range(len(self.laterals))), tokens=False).layers
+        stages = self.trunk.maps(images)
         joined = [self.laterals[-1](stages[-1])]
         for lateral, stage in zip(reversed(self.laterals[:-1]), reversed(stages[:-1])):
             joined.insert(0, lateral(stage) + F.interpolate(joined[0], scale_factor=2, mode="nearest"))

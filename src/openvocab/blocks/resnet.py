@@ -57,10 +57,20 @@ class ResNetConfig:
         return self.image_size // self.stride, self.image_size // self.stride
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of every stage."""
+        expansion = Bottleneck.expansion if self.block == "bottleneck" else BasicBlock.expansion
+        return tuple((self.channels << stage) * expansion for stage in range(len(self.layers)))
+
+    @property
     def dim(self) -> int:
         """Channels of the last stage."""
-        expansion = Bottleneck.expansion if self.block == "bottleneck" else BasicBlock.expansion
-        return self.channels * 2 ** (len(self.layers) - 1) * expansion
+        return self.widths[-1]
+
+    @property
+    def finest(self) -> int:
+        """Pixels per cell of the first stage's maps."""
+        return self.stem_stride
 
 
 class Bottleneck(nn.Module):
@@ -205,6 +215,10 @@ class ResNet(nn.Module):
         chosen = tuple(kept[number] for number in layers)
         return ImageFeatures(pooled, cells if tokens else cells[:, :0], grid, chosen, weights)
 
+    def maps(self, images: Images) -> tuple[Maps, ...]:
+        """Every stage's maps, finest first."""
+        return self(images, layers=tuple(range(len(self.stages))), tokens=False).layers
+
     @property
     def checkpointing(self) -> bool:
         """Always off: recomputing would update the BatchNorm statistics twice."""
@@ -214,3 +228,10 @@ class ResNet(nn.Module):
     def checkpointing(self, enabled: bool) -> None:
         if enabled:
             raise ValueError("a ResNet tower cannot recompute: its BatchNorm statistics would be updated twice")
+
+
+def without_pool(config: ResNetConfig) -> ResNet:
+    """A tower of which the maps alone are wanted."""
+    tower = ResNet(config, 1)
+    tower.projection = nn.Identity()
+    return tower

@@ -39,6 +39,11 @@ class SwinConfig:
         """Channels of the maps that are returned."""
         return tuple(self.dim << stage for stage in self.out_stages)
 
+    @property
+    def finest(self) -> int:
+        """Pixels per cell of the first map that is returned."""
+        return self.patch_size << self.out_stages[0]
+
 
 class SwinBlock(nn.Module):
     """x + attention in windows of norm(x), then x + mlp(norm(x)); `shift` moves the windows down and right."""

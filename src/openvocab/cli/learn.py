@@ -51,7 +51,8 @@ def evaluate(
     task: Annotated[
         str,
         typer.Option(
-            help="zeroshot, retrieval, skills, bias, robustness, overlap, probe, fewshot, calibration, segment, detect."
+            help="zeroshot, retrieval, skills, bias, robustness, overlap, probe, fewshot, calibration, "
+            "segment, detect, ground."
         ),
     ] = "zeroshot",
     templates: Templates = "generic",

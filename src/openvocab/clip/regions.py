@@ -1,5 +1,6 @@
 """Regions in words: what a detector answers, regions as a CLIP sees them, and how detections are measured."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from openvocab.clip.vocabulary import Labels, Vocabulary, check_model, vocabular
 from openvocab.data.annotated import Annotated
 from openvocab.data.decode import to_rgb
 from openvocab.data.extras import require
-from openvocab.metrics.detect import average_precision
+from openvocab.metrics.detect import average_precision, recall_at
 from openvocab.progress import track
 
 Boxes = Float[Tensor, "box 4"]
@@ -27,6 +28,7 @@ Boxes = Float[Tensor, "box 4"]
 STRETCHES = (1.0, 1.5)
 """How much wider than its box a region is seen; the vectors are added (ViLD, section 3.2)."""
 _AT_ONCE = 256
+_RANKS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,33 @@ def measure_detection(
             truth["annotations"].append({**each, "id": len(truth["annotations"]) + 1, "area": area, "iscrowd": 0})
         answers += detect(found.image).results(index)
     return average_precision(truth, answers).figures(novel)
+
+
+def measure_grounding(ground: Callable[..., Grounding], data: Annotated) -> dict[str, float]:
+    """Share of phrases one of whose 1, 5 or 10 best boxes overlaps one of their objects; nothing where none is said.
+
+    Those ending in `_alike` are of phrases beside whose objects there is another of the same label, which is not meant.
+
+    Args:
+        ground: takes a picture, a sentence, the spans of its phrases and how many `boxes_each` may have.
+    """
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for index in track(range(len(data)), f"grounding in {data.source}", unit="picture"):
+        found = data.read(index)
+        said = [span for span in found.caption.spans if span.attribute == "phrase"] if found.caption else []
+        if found.caption is None or not said:
+            continue
+        answer = ground(found.image, found.caption.text, [(s.start, s.end) for s in said], boxes_each=max(_RANKS))
+        for span in said:
+            meant = np.isin(np.arange(len(found.label_ids)), span.objects)
+            alike = np.isin(found.label_ids[~meant], found.label_ids[meant]).any() and len(data.labels) > 1
+            mine = torch.tensor([each == (span.start, span.end) for each in answer.spans], dtype=torch.bool)
+            boxes, scores = answer.boxes_xyxy_px[mine], answer.scores[mine]
+            for rank in _RANKS:
+                hit = recall_at(boxes, scores, torch.from_numpy(found.boxes_xyxy_px[meant]), rank)
+                for name in ("", "_alike") if alike else ("",):
+                    hits[f"recall@{rank}{name}"].append(hit)
+    return {name: sum(each) / len(each) for name, each in hits.items()}
 
 
 def _crop(picture: Image.Image, box: list[float], stretch: float, size: int) -> np.ndarray:

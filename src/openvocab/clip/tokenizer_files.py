@@ -2,18 +2,20 @@
 
 import json
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import BertWordPieceTokenizer, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from openvocab import storage
 from openvocab.clip.caption_bpe import CAPTION_CLASS, CaptionTokenizer, without_surrogates
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer, clean, clip_merges, clip_vocabulary, fix, packed
 
 _CLIP_NAMES = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+_BERT_NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 _UNBOUNDED = 1_000_000  # Hugging Face writes a far larger model_max_length where there is no limit
 _LEFT_PADDED = ("Siglip2Tokenizer", "GemmaTokenizer", "GemmaTokenizerFast")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -150,8 +152,28 @@ def load_tokenizer(folder: Path | str, context_length: int | None = None) -> Tok
 
 def wordpiece(vocabulary: Path | str, context_length: int) -> PublishedTokenizer:
     """BERT's lower-casing tokenizer, of its `vocab.txt`."""
-    words = {word: row for row, word in enumerate(_text(Path(vocabulary)).splitlines())}
-    tokenizer = tokenizers.BertWordPieceTokenizer(words, lowercase=True)
+    return _bert(_text(Path(vocabulary)).splitlines(), context_length)
+
+
+def learn_wordpiece(texts: Iterable[str], vocabulary_size: int, context_length: int) -> PublishedTokenizer:
+    """BERT's tokenizer with the most frequent words of `texts`; others are spelt in parts and letters.
+
+    The same texts in any order give the same tokenizer.
+    """
+    reader = BertWordPieceTokenizer(lowercase=True)
+    seen: Counter[str] = Counter()
+    for text in texts:
+        plain = reader.normalizer.normalize_str(without_surrogates(text))  # type: ignore[union-attr]
+        seen.update(word for word, _ in reader.pre_tokenizer.pre_tokenize_str(plain))  # type: ignore[union-attr]
+    letters = sorted({*string.ascii_lowercase, *string.digits, *string.punctuation, *"".join(seen)})
+    begin = [*_BERT_NAMES, *letters, *(f"##{letter}" for letter in letters)]
+    room = max(0, vocabulary_size - len(begin))
+    frequent = sorted(set(seen) - set(letters), key=lambda word: (-seen[word], word))[:room]
+    return _bert([*begin, *sorted(frequent)], context_length)
+
+
+def _bert(words: Sequence[str], context_length: int) -> PublishedTokenizer:
+    tokenizer = BertWordPieceTokenizer({word: row for row, word in enumerate(words)}, lowercase=True)
     return PublishedTokenizer(tokenizer.to_str(), {"pad_token": "[PAD]", "model_max_length": context_length})
 
 

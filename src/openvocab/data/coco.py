@@ -38,6 +38,12 @@ class CocoJson(Annotated):
     def key(self, index: int) -> str:
         return self.images[index]["file_name"]
 
+    def caption(self, index: int) -> Caption | None:
+        return _caption(self.images[index], self._things(index))
+
+    def _things(self, index: int) -> list[dict[str, Any]]:
+        return [each for each in self.objects[self.images[index]["id"]] if not each.get("iscrowd")]
+
     def read(self, index: int) -> Annotation:
         about = self.images[index]
         image = decode(str(self.root / about["file_name"]))
@@ -46,8 +52,7 @@ class CocoJson(Annotated):
             raise ValueError(
                 f"{about['file_name']}: is {image.width} x {image.height}, {self.source} says {width} x {height}"
             )
-        everything = self.objects[about["id"]]
-        objects = [each for each in everything if not each.get("iscrowd")]
+        everything, objects = self.objects[about["id"]], self._things(index)
         rows = np.array([self._row[each["category_id"]] for each in objects], np.int64)
         boxes = np.array([each["bbox"] for each in objects], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -61,7 +66,7 @@ class CocoJson(Annotated):
                     classes[mask_of(crowd["segmentation"], height, width)] = IGNORED
             for which in np.argsort(-masks.sum((1, 2)), kind="stable"):  # what is small lies over what is large
                 classes[masks[which]] = rows[which] + 1
-        return Annotation(image, self.key(index), boxes, rows, masks, classes, _caption(about, objects))
+        return Annotation(image, self.key(index), boxes, rows, masks, classes, self.caption(index))
 
 
 def open_coco(path: Path, root: Path | None = None) -> CocoJson:

@@ -10,9 +10,10 @@ from openvocab.data.annotated import NOTHING, Annotated, Annotation
 from openvocab.data.memory import InMemory
 from openvocab.storage import fingerprint
 from openvocab.world import caption
-from openvocab.world.caption import CaptionConfig
-from openvocab.world.pairs import scene_pairs
-from openvocab.world.render import mask_boxes, truth
+from openvocab.world.caption import Caption, CaptionConfig
+from openvocab.world.pairs import ScenePairs, scene_pairs
+from openvocab.world.relation import relation_scenes
+from openvocab.world.render import mask_boxes, render, truth
 from openvocab.world.scene import CLASSES, Holdout, Split, WorldConfig, held_out_classes, split_classes
 
 _WORLD, _CAPTIONS = WorldConfig(), CaptionConfig()
@@ -72,15 +73,13 @@ class SceneAnnotations(Annotated):
 
     source, labels = "scenes", CLASSES
 
-    def __init__(self, num_scenes: int, world: WorldConfig, seed: int, split: Split, holdout: Holdout | None):
-        drawn = scene_pairs(num_scenes, world, seed, split=split, holdout=holdout)
-        self.scenes, self.pictures, self.size_px = drawn.scenes, drawn.pictures, world.size_px
-        self.captions = caption.captions(drawn.scenes, seed)
-        self._name = f"scene-{seed}-{split}-{holdout}"
-        self.fingerprint = fingerprint(self._name, to_dict(world), num_scenes, drawn.pictures[:64].tobytes())
-        self._instances = np.zeros((num_scenes, world.size_px, world.size_px), np.uint8)
-        for first in range(0, num_scenes, 256):
-            masks = truth(drawn.scenes[first : first + 256], world.size_px).masks
+    def __init__(self, name: str, drawn: ScenePairs, captions: list[Caption], world: WorldConfig):
+        self.scenes, self.pictures, self.captions = drawn.scenes, drawn.pictures, captions
+        self._name, size = name, world.size_px
+        self.fingerprint = fingerprint(name, to_dict(world), len(self), drawn.pictures[:64].tobytes())
+        self._instances = np.zeros((len(self), size, size), np.uint8)
+        for first in range(0, len(self), 256):
+            masks = truth(drawn.scenes[first : first + 256], size).masks
             for slot in range(masks.shape[1]):
                 self._instances[first : first + 256][masks[:, slot]] = slot + 1
 
@@ -89,6 +88,9 @@ class SceneAnnotations(Annotated):
 
     def key(self, index: int) -> str:
         return f"{self._name}-{self.scenes.index[index]}"
+
+    def caption(self, index: int) -> Caption:
+        return self.captions[index]
 
     def read(self, index: int) -> Annotation:
         slots = np.flatnonzero(self.scenes.present[index])
@@ -103,7 +105,15 @@ def open_annotated_scenes(
     num_scenes: int, world: WorldConfig, *, seed: int = 0, holdout: Holdout | None = None
 ) -> SceneAnnotations:
     """Scenes of all classes, or without those of a hold-out."""
-    return SceneAnnotations(num_scenes, world, seed, "train" if holdout else "all", holdout)
+    split = "train" if holdout else "all"
+    drawn = scene_pairs(num_scenes, world, seed, split=split, holdout=holdout)
+    return SceneAnnotations(f"scene-{seed}-{split}-{holdout}", drawn, caption.captions(drawn.scenes, seed), world)
+
+
+def open_relations(num_scenes: int, world: WorldConfig, *, seed: int = 0) -> SceneAnnotations:
+    """Scenes whose captions name one of two alike objects by a relation that the other lacks."""
+    scenes, said = relation_scenes(num_scenes, world, seed)
+    return SceneAnnotations(f"relation-{seed}", ScenePairs(scenes, render(scenes, world.size_px)), said, world)
 
 
 def withheld_labels(holdout: Holdout) -> tuple[str, ...]:
@@ -112,13 +122,13 @@ def withheld_labels(holdout: Holdout) -> tuple[str, ...]:
 
 
 def stream_of(source: str) -> tuple[int, int]:
-    """The count and the stream that `scenes:COUNT:STREAM` names, 1000 and 0 where it does not.
+    """The count and the stream that `NAME:COUNT:STREAM` names, 1000 and 0 where it does not.
 
     Raises:
         ValueError: not such a name.
     """
-    numbers = source.split(":")[1:]
+    name, *numbers = source.split(":")
     if len(numbers) > 2 or not all(number.isdigit() for number in numbers) or numbers[:1] == ["0"]:
-        raise ValueError(f"{source}: expected scenes, scenes:COUNT or scenes:COUNT:STREAM, such as scenes:5000:1")
+        raise ValueError(f"{source}: expected {name}, {name}:COUNT or {name}:COUNT:STREAM, such as {name}:5000:1")
     count, stream = (int(number) for number in (*numbers, *("1000", "0")[len(numbers) :]))
     return count, stream

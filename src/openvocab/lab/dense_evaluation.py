@@ -1,19 +1,22 @@
-"""`openvocab eval --task segment|detect`: any CLIP, or a model trained for it, on pictures with masks or boxes."""
+"""`openvocab eval --task segment|detect|ground`: any CLIP, or a model trained for it, on masks, boxes or phrases."""
 
 from pathlib import Path
 from typing import Any
 
 from openvocab import loading, systems
 from openvocab.clip.model import CLIP
+from openvocab.clip.regions import measure_grounding
 from openvocab.data.annotated import open_source
 from openvocab.lab import evaluation_report
 
-TASKS = ("segment", "detect")
+TASKS = ("segment", "detect", "ground")
 """Named after the verb of the models that answer them."""
 
 
 def evaluate_dense(source: str, data: str, task: str, out: Path | None = None) -> dict[str, Any]:
     """The figures of a system's own `evaluate` on a COCO json, a folder of masks or `scenes:COUNT:STREAM`.
+
+    The task `ground` asks for the phrases of captions alone.
 
     A CLIP is read by MaskCLIP, for which pixels of nothing are not judged.
 
@@ -21,6 +24,7 @@ def evaluate_dense(source: str, data: str, task: str, out: Path | None = None) -
         ValueError: the model's system does not answer this task.
     """
     model = loading.load(source)
+    asked: Any
     if isinstance(model, CLIP) and task == "segment":
         system, asked = systems.get("maskclip"), systems.get("maskclip").build("tiny", model)
     else:
@@ -33,7 +37,7 @@ def evaluate_dense(source: str, data: str, task: str, out: Path | None = None) -
         "model": about,
         "data": {"source": data, "fingerprint": pictures.fingerprint, "pictures": len(pictures)},
         "task": task,
-        "metrics": system.evaluate(asked, pictures),
+        "metrics": measure_grounding(asked.ground, pictures) if task == "ground" else system.evaluate(asked, pictures),
         "intervals": {},
     }
     if out:

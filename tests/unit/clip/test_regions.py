@@ -10,10 +10,19 @@ from pycocotools.coco import COCO
 from tiny_models import tiny_clip
 
 from openvocab.clip.preprocess import normalize
-from openvocab.clip.regions import Detection, crop_embeds, measure_detection, name_regions, within
-from openvocab.data.annotated import open_source
+from openvocab.clip.regions import (
+    Detection,
+    Grounding,
+    crop_embeds,
+    measure_detection,
+    measure_grounding,
+    name_regions,
+    within,
+)
+from openvocab.data.annotated import Annotated, Annotation, open_source
 from openvocab.data.coco import read_regions
 from openvocab.lab import overlay
+from openvocab.world.caption import Caption, Span
 
 
 def found(labels=("cat", "dog")):
@@ -103,3 +112,41 @@ def test_a_perfect_detector_and_a_blind_one():
     assert {"ap", "ap50", "ap50_base", "ap50_novel", "ap50_hm"} <= figures.keys()
     figures = measure_detection(blind, data)
     assert figures == dict.fromkeys(figures, 0.0)
+
+
+def test_phrases_are_counted_by_any_box_of_any_object():
+    boxes = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]], np.float32)
+    spans = (Span(2, 8, (0,), "phrase"), Span(0, 1, (0,), "colour"), Span(11, 19, (1, 2), "phrase"))
+    caption = Caption("a circle, two bars", spans)
+    shown = [
+        Annotation(Image.new("RGB", (60, 10)), "a", boxes, np.array([0, 0, 1]), caption=caption),
+        Annotation(Image.new("RGB", (60, 10)), "b", boxes[:0], np.array([], np.int64)),
+    ]
+
+    def ground(image, sentence, spans, *, boxes_each):
+        assert (sentence, spans, boxes_each) == (caption.text, [(2, 8), (11, 19)], 10)
+        found = torch.tensor([[20.0, 0, 30, 10], [1.0, 0, 10, 10], [41.0, 0, 49, 10]])
+        return Grounding(sentence, (spans[0], spans[0], spans[1]), found, torch.tensor([0.9, 0.2, 0.5]))
+
+    whole = Made(shown)
+    found = measure_grounding(ground, whole)
+    assert found["recall@1"] == 0.5  # the circle comes second; one of the bars is enough
+    assert found["recall@5"] == found["recall@10"] == 1.0
+    assert (found["recall@1_alike"], found["recall@5_alike"]) == (0.5, 1.0)  # a circle is in the second phrase too
+    assert measure_grounding(ground, Made(shown[1:])) == {}
+
+
+class Made(Annotated):
+    source, labels = "made", ("circle", "bar")
+
+    def __init__(self, shown):
+        self.shown = shown
+
+    def __len__(self):
+        return len(self.shown)
+
+    def key(self, index):
+        return self.shown[index].key
+
+    def read(self, index):
+        return self.shown[index]

@@ -15,6 +15,7 @@ from openvocab.blocks.boxes import nms
 from openvocab.blocks.detector import anchors, clip_boxes, decode
 from openvocab.blocks.dyhead import DyConv
 from openvocab.blocks.fusion import BiAttentionBlock
+from openvocab.blocks.resnet import ResNet, ResNetConfig, without_pool
 from openvocab.blocks.swin import Swin, SwinConfig
 from openvocab.clip.dense import dense_pixels
 from openvocab.clip.engine import evaluating
@@ -50,8 +51,9 @@ _LARGEST_LOGIT = 50_000.0
 class GLIPConfig:
     """Two encoders and the rounds between them; the defaults are GLIP-T's.
 
+    `image`: a ResNet is for pictures too few for a Swin.
     `longest_px`: the long side of a picture at most, whose short side is `preprocess.image_size`.
-    `levels`: beyond the last of Swin's maps each has every second cell of the one before.
+    `levels`: beyond the last of the encoder's maps each has every second cell of the one before.
     `fused`: rounds let words and places meet; without, words go as BERT read them (GLIP-T (A)).
     `official_offsets`: see `blocks.dyhead.DyConv`; the published weights need it.
     `aggregate`: how a phrase's chance comes from those of its tokens.
@@ -60,7 +62,7 @@ class GLIPConfig:
     level stay, weaker boxes of the same phrase that overlap more are removed, and how many detections stay.
     """
 
-    image: SwinConfig = SwinConfig()
+    image: SwinConfig | ResNetConfig = SwinConfig()
     text: BertConfig = BertConfig()
     preprocess: PreprocessConfig = PreprocessConfig(
         image_size=800, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
@@ -82,8 +84,7 @@ class GLIPConfig:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        finest = self.image.patch_size << self.image.out_stages[0]
-        return tuple(finest << level for level in range(self.levels))
+        return tuple(self.image.finest << level for level in range(self.levels))
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class GLIPOutput:
 
 
 class Pyramid(nn.Module):
-    """Swin's maps, each with what the coarser ones know, and coarser ones still."""
+    """The encoder's maps, each with what the coarser ones know, and coarser ones still."""
 
     def __init__(self, config: GLIPConfig):
         super().__init__()
@@ -152,7 +153,8 @@ class GLIP(SystemModel):
     def __init__(self, config: GLIPConfig):
         super().__init__(config)
         dim, word_dim = config.dim, config.text.dim
-        self.image, self.text, self.pyramid = Swin(config.image), Bert(config.text), Pyramid(config)
+        self.image = Swin(config.image) if isinstance(config.image, SwinConfig) else without_pool(config.image)
+        self.text, self.pyramid = Bert(config.text), Pyramid(config)
         self.rounds = nn.ModuleList(Round(config) for _ in range(config.rounds))
         self.deltas, self.centerness = nn.Conv2d(dim, 4, 1), nn.Conv2d(dim, 1, 1)
         self.level_scales = nn.Parameter(torch.ones(config.levels))
@@ -165,8 +167,12 @@ class GLIP(SystemModel):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Images, ids: Tokens, mask: Mask) -> GLIPOutput:
-        """Pictures, each with its prompt; their sides are whole multiples of the coarsest of Swin's strides."""
-        return self.meet(self.pyramid(self.image(images)), ids, mask)
+        """Pictures, each with its prompt; their sides are whole multiples of the coarsest of the encoder's strides."""
+        return self.meet(self.look(images), ids, mask)
+
+    def look(self, images: Images) -> Maps:
+        """The pyramid of what the image encoder sees."""
+        return self.pyramid(self.image.maps(images) if isinstance(self.image, ResNet) else self.image(images))
 
     def meet(self, maps: Maps, ids: Tokens, mask: Mask) -> GLIPOutput:
         """What prompts find in pictures that the image encoder has read."""
@@ -208,7 +214,7 @@ class GLIP(SystemModel):
         if several := next((each for each in names if len(each) > 1), None):
             raise ValueError(f"glip reads one name a label, not {len(several)}: {', '.join(several)}")
         flat = tuple(each[0] for each in names)
-        tokenizer, config = self._reader(), self.config
+        tokenizer, config = self.reader(), self.config
         parts = chunks(tokenizer, flat, config.names_at_once)
         prompts = [names_prompt([flat[row] for row in rows]) for rows in parts]
         boxes, rows, scores = [], [], []
@@ -243,7 +249,8 @@ class GLIP(SystemModel):
         which = real.nonzero()[:, 0].tolist()
         return Grounding(sentence, tuple(prompt.spans[row] for row in which), boxes[places[real]], scores[real])
 
-    def _reader(self) -> PublishedTokenizer:
+    def reader(self) -> PublishedTokenizer:
+        """The tokenizer that prompts need."""
         if not isinstance(self.tokenizer, PublishedTokenizer):
             raise ValueError(f"{self.name} has no tokenizer of words and their parts: load it beside its vocab.txt")
         return self.tokenizer
@@ -253,16 +260,16 @@ class GLIP(SystemModel):
     ) -> list[tuple[Float[Tensor, "_ 4"], Float[Tensor, "_ _"]]]:
         """For each prompt the candidates' boxes, in pixels of the picture, and how sure each is of each phrase."""
         image = to_rgb(picture if isinstance(picture, Image.Image) else open_picture(picture))
-        config, stride = self.config, self.config.strides[len(self.config.image.out_stages) - 1]
+        config, stride = self.config, self.config.strides[len(self.config.image.widths) - 1]
         short = min(config.preprocess.image_size, config.longest_px * min(image.size) / max(image.size))
         pixels = dense_pixels(image, self.preprocessing, stride, max(1, round(short)))
-        encoded = encode_prompts(self._reader(), prompts)
+        encoded = encode_prompts(self.reader(), prompts)
         height, width = pixels.shape[2:]
         enlarge = torch.tensor([image.width / width, image.height / height] * 2)
         answers = []
         with evaluating(self):
             device = self.bias.device
-            maps = self.pyramid(self.image(pixels.to(device)))
+            maps = self.look(pixels.to(device))
             for row in range(len(prompts)):
                 length = int(encoded.mask[row].sum())
                 ids, mask = encoded.ids[row : row + 1, :length], encoded.mask[row : row + 1, :length]

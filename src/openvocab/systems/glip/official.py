@@ -105,10 +105,12 @@ def official_config(state: State) -> GLIPConfig:
 
 
 def peer_keys(config: GLIPConfig) -> tuple[Rule, ...]:
-    """The official names, without `module.`."""
+    """The official names, without `module.`; only those of models that see with a Swin are known."""
+    image = config.image
+    assert isinstance(image, SwinConfig)
     scales = (f"rpn.head.scales.{level}.scale" for level in range(config.levels))
     rules = [
-        *original_swin("image", "backbone.body", len(config.image.depths)),
+        *original_swin("image", "backbone.body", len(image.depths)),
         *hf_bert("text", "language_backbone.body.model"),
         same("pyramid.tops.0.{p}", "backbone.fpn.top_blocks.p6.{p}"),
         same("pyramid.tops.1.{p}", "backbone.fpn.top_blocks.p7.{p}"),
@@ -118,7 +120,7 @@ def peer_keys(config: GLIPConfig) -> tuple[Rule, ...]:
         same("word_bias", "rpn.head.bias_lang"),
         same("bias", "rpn.head.bias0"),
     ]
-    for level, stage in enumerate(config.image.out_stages):
+    for level, stage in enumerate(image.out_stages):
         rules.append(same(f"pyramid.laterals.{level}.{{p}}", f"backbone.fpn.fpn_inner{stage + 1}.{{p}}"))
         rules.append(same(f"pyramid.outs.{level}.{{p}}", f"backbone.fpn.fpn_layer{stage + 1}.{{p}}"))
     for number in range(config.rounds):

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float32
-from PIL import Image
 from torch import Tensor
 
 from openvocab import storage
 from openvocab.clip.embedded import Embedded, EmbeddedFolder, load_embedded
-from openvocab.clip.preprocess import PreprocessConfig, normalize
+from openvocab.clip.placing import filled, large_enough, placed
+from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.regions import crop_embeds
 from openvocab.data.annotated import Annotated, AnnotatedConfig, Annotation
-from openvocab.data.decode import to_rgb
 from openvocab.progress import track
 from openvocab.systems.vild.model import ViLD
 
@@ -46,43 +45,20 @@ class Sample:
     stored: Stored
 
     def __call__(self, found: Annotation, rng: np.random.Generator) -> dict[str, Tensor]:
-        side, picture = self.pixels.image_size, to_rgb(found.image)
-        longest = max(1.0, side * rng.uniform(*self.data.resize))
-        size = tuple(max(1, round(length * longest / max(picture.size))) for length in picture.size)
-        left, top = (int(rng.integers(0, max(0, length - side) + 1)) for length in size)
-        flip = bool(rng.integers(2))
-        resized = picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
-        seen = np.asarray(resized)[top : top + side, left : left + side]
-        canvas = np.full((side, side, 3), [round(255 * mean) for mean in self.pixels.mean], np.uint8)
-        canvas[: seen.shape[0], : seen.shape[1]] = seen
-        planes = torch.from_numpy(canvas[:, ::-1].copy() if flip else canvas).permute(2, 0, 1)
-
-        def moved(boxes: np.ndarray) -> np.ndarray:
-            boxes = boxes * ([size[0] / picture.width, size[1] / picture.height] * 2) - [left, top, left, top]
-            boxes = boxes.clip(0, side)
-            return np.stack([side - boxes[:, 2], boxes[:, 1], side - boxes[:, 0], boxes[:, 3]], 1) if flip else boxes
-
-        objects, labels = moved(found.boxes_xyxy_px), found.label_ids
-        inside = ((objects[:, 2:] - objects[:, :2]) >= 1).all(1)
-        objects, labels = objects[inside][: self.data.most_objects], labels[inside][: self.data.most_objects]
-        out = {"images": normalize(planes[None], self.pixels)[0]}
-        out["boxes"] = _filled(objects, self.data.most_objects, 0)
-        out["labels"] = _filled(labels, self.data.most_objects, -1)
+        seen = placed(found.image, self.pixels, self.data.resize, rng)
+        objects, most = seen.moved(found.boxes_xyxy_px), self.data.most_objects
+        inside = large_enough(objects)
+        out = {"images": seen.pixels, "boxes": filled(objects[inside], most, 0)}
+        out["labels"] = filled(found.label_ids[inside], most, -1)
         if self.stored:
             regions, vectors = self.stored[found.key]
-            regions = moved(regions)
-            inside = ((regions[:, 2:] - regions[:, :2]) >= 1).all(1)
-            out["regions"] = _filled(regions[inside], self.data.regions, 0)
-            out["vectors"] = _filled(vectors[inside], self.data.regions, 0)
+            regions = seen.moved(regions)
+            inside = large_enough(regions)
+            out["regions"] = filled(regions[inside], self.data.regions, 0)
+            out["vectors"] = filled(vectors[inside], self.data.regions, 0)
         else:
             out["regions"], out["vectors"] = torch.zeros(0, 4), torch.zeros(0, 1)
         return out
-
-
-def _filled(rows: np.ndarray, length: int, value: int) -> Tensor:
-    out = np.full((length, *rows.shape[1:]), value, np.float32 if rows.dtype.kind == "f" else np.int64)
-    out[: len(rows)] = rows[:length]
-    return torch.from_numpy(out)
 
 
 def store_regions(detector: ViLD, data: Annotated, count: int) -> Embedded:
