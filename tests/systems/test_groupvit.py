@@ -4,17 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from made import noise as made_noise
 from PIL import Image, ImageDraw
 
-from openvocab.blocks.grouping import GroupingTower, assign, evenness, refined, usage
+from openvocab.blocks.grouping import GroupingBlock, GroupingTower, assign, evenness, refined, usage
 from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.dense import NONE
 from openvocab.clip.labelled import multi_label_loss
 from openvocab.data.annotated import open_source
 from openvocab.systems import groupvit
 from openvocab.systems.groupvit import GroupViT
+from openvocab.train.distributed import average_gradients, mean_over_ranks
 
 TINY = groupvit.SIZES["tiny"]
 
@@ -107,6 +109,16 @@ def test_evenness_and_usage():
     assert evenness(torch.tensor([1.0, 0.0])).item() == 0
 
 
+def test_without_its_query_a_segment_is_made_of_its_own_tokens_alone(rng):
+    block = GroupingBlock(replace(TINY.image, residual=False), 6, 3).eval()
+    x, tokens = torch.randn(1, 10, 32, generator=rng), torch.randn(1, 6, 32, generator=rng)
+    segments, soft = block(x, tokens)
+    for number, segment in enumerate(segments[0]):
+        own = block.v(block.token_norm(x[:, soft[0].argmax(0) == number]))
+        by_hand = block.out(own.sum(1, keepdim=True) / (own.shape[1] + 1))
+        torch.testing.assert_close(segment, (by_hand + block.mlp(block.norm(by_hand)))[0, 0])
+
+
 def brute_force(image, labels, scale, right):
     """Soft targets over rows and over columns, one entry at a time."""
     texts = labels.flatten(0, 1)
@@ -120,22 +132,65 @@ def test_the_multi_label_loss_is_the_papers(rng):
     image = F.normalize(torch.randn(4, 8, generator=rng), dim=-1).requires_grad_()
     labels = F.normalize(torch.randn(4, 3, 8, generator=rng), dim=-1)
     scale = torch.tensor(1.3, requires_grad=True)
-    ids = torch.arange(4), torch.arange(12).view(4, 3)
-    found = multi_label_loss(image, labels, scale, image_ids=ids[0], label_ids=ids[1])
+    ids = {"image_ids": torch.arange(4), "label_ids": torch.arange(12).view(4, 3)}
+    found = multi_label_loss(image[:, None], labels, scale, **ids)
     expected = brute_force(image, labels, scale, torch.eye(4).repeat_interleave(3, dim=1))
     torch.testing.assert_close(found, expected)
     for mine, theirs in zip(torch.autograd.grad(found, (image, scale)), torch.autograd.grad(expected, (image, scale))):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_label_that_two_pictures_share_is_right_for_both(rng):
-    image, labels = F.normalize(torch.randn(2, 8, generator=rng), dim=-1), torch.randn(2, 1, 8, generator=rng)
-    labels[1] = labels[0]
-    labels = F.normalize(labels, dim=-1)
-    found = multi_label_loss(
-        image, labels, torch.tensor(2.0), image_ids=torch.arange(2), label_ids=torch.zeros(2, 1, dtype=torch.int64)
-    )
+@pytest.mark.parametrize("same", ["label", "picture"])
+def test_a_label_that_two_pictures_share_is_right_for_both_as_is_one_of_the_same_picture(rng, same):
+    image, labels = (F.normalize(torch.randn(*size, generator=rng), dim=-1) for size in ((2, 8), (2, 1, 8)))
+    image_ids = torch.zeros(2, dtype=torch.int64) if same == "picture" else torch.arange(2)
+    label_ids = torch.zeros(2, 1, dtype=torch.int64) if same == "label" else torch.arange(2)[:, None]
+    found = multi_label_loss(image[:, None], labels, torch.tensor(2.0), image_ids=image_ids, label_ids=label_ids)
     torch.testing.assert_close(found, brute_force(image, labels, torch.tensor(2.0), torch.ones(2, 2)))
+
+
+def test_a_label_is_looked_for_in_every_segment_and_one_that_fits_nothing_is_free(rng):
+    labels, scale = torch.eye(8)[:6].view(3, 2, 8), torch.tensor(2.0)
+    ids = {"image_ids": torch.arange(3), "label_ids": torch.arange(6).view(3, 2)}
+    ground = torch.zeros(3, 1, 8)
+    apart, mixed = torch.cat([labels, ground], dim=1), F.normalize(labels.sum(1, keepdim=True), dim=-1)
+    found = multi_label_loss(apart, labels, scale, **ids)
+    torch.testing.assert_close(found, multi_label_loss(labels, labels, scale, **ids))
+    likeness = scale.exp() * torch.eye(3).repeat_interleave(2, dim=1)
+    rows = likeness.logsumexp(1).mean() - scale.exp()
+    columns = likeness.logsumexp(0).mean() - scale.exp()
+    torch.testing.assert_close(found, (rows + columns) / 2)
+    assert found < multi_label_loss(mixed, labels, scale, **ids)
+
+
+def labels_step(rank: int = 0, ranks: int = 1, group=None) -> list[torch.Tensor]:
+    """The loss of a rank's pictures and the gradient of a tower that made their segments."""
+    rng = torch.Generator().manual_seed(3)
+    segments, labels = torch.randn(4, 2, 5, generator=rng), torch.randn(4, 3, 6, generator=rng)
+    tower = torch.randn(5, 6, generator=rng, requires_grad=True)
+    label_ids = torch.tensor([[0, 1, 2], [3, 1, 4], [5, 6, 7], [2, 8, 9]])
+    segments, labels, image_ids, label_ids = (
+        each.chunk(ranks)[rank] for each in (segments, labels, torch.tensor([0, 1, 0, 2]), label_ids)
+    )
+    embeds, texts = F.normalize(segments @ tower, dim=-1), F.normalize(labels, dim=-1)
+    how = {"image_ids": image_ids, "label_ids": label_ids, "group": group}
+    value = multi_label_loss(embeds, texts, torch.tensor(1.5), **how)
+    value.backward()
+    average_gradients([tower], group)
+    return [mean_over_ranks(value.detach(), group), tower.grad]
+
+
+def ranked_labels_step(rank: int, folder) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(labels_step(rank, 2, dist.group.WORLD), f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_labels_on_two_ranks_equal_one_process(tmp_path):
+    torch.multiprocessing.start_processes(ranked_labels_step, args=(tmp_path,), nprocs=2, start_method="fork")
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"rank{rank}.pt"), labels_step())
 
 
 @pytest.mark.parametrize("inference", ["paper", "transformers"])

@@ -40,15 +40,16 @@ class GroupingConfig:
     grouping: Literal["hard", "soft", "none"] = "hard"
     """`hard`: each token to one group, drawn in training and the likeliest one after it. `soft`: to all, weighted.
     `none`: no groups at all, the picture's vector is the mean of its patches."""
-    temperature: float = 1.0
     noise: float = 1.0
-    """Of the draw in training: its softmax's temperature, and how much of the Gumbel noise is added."""
+    """How much of the Gumbel noise the draw in training adds."""
     centred: bool = False
     """Keys are what sets a token apart from the others of its picture, so that no group takes a whole picture: for
     small models, whose draws would otherwise be noise alone."""
     mixer_dim: int = 192
     """Hidden width of the MLP over the group tokens that makes the groups' queries."""
     group_mlp_dim: int = 1536
+    residual: bool = True
+    """Segments keep the queries of their groups; without them a segment is made of nothing but its own tokens."""
     eps: float = 1.0
     """Added to the size of a group when its tokens are averaged."""
     dropout: float = 0.0
@@ -106,7 +107,7 @@ class GroupedFeatures:
         return maps
 
 
-def assign(scores: Assignment, hard: bool, noise: float = 0.0, temperature: float = 1.0) -> Assignment:
+def assign(scores: Assignment, hard: bool, noise: float = 0.0) -> Assignment:
     """A token's distribution over groups: softmax over groups, with so much Gumbel noise, one-hot if `hard`.
 
     The one-hot passes gradients on as the softmax does (straight-through): onehot + A - stop_gradient(A).
@@ -115,7 +116,7 @@ def assign(scores: Assignment, hard: bool, noise: float = 0.0, temperature: floa
         zero = torch.zeros((), device=scores.device, dtype=scores.dtype)
         drawn = torch.distributions.Gumbel(zero, zero + 1, validate_args=False).sample(scores.shape)
         scores = scores + noise * torch.as_tensor(drawn)
-    soft = (scores / temperature).softmax(dim=-2)
+    soft = scores.softmax(dim=-2)
     if not hard:
         return soft
     chosen = torch.zeros_like(soft).scatter_(-2, soft.argmax(dim=-2, keepdim=True), 1.0)
@@ -168,7 +169,7 @@ class GroupingBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.mlp = MLP(dim, config.group_mlp_dim, config.activation)
 
-    def forward(self, x: Sequence, group_tokens: Groups) -> tuple[Groups, Assignment]:
+    def forward(self, x: Sequence, group_tokens: Float[Tensor, "batch group_token dim"]) -> tuple[Groups, Assignment]:
         """The segments, and the soft assignment without noise."""
         x, config = self.token_norm(x), self.config
         groups = self.query(self.mixed_norm(self.mixer(self.group_norm(group_tokens))), x)
@@ -178,9 +179,9 @@ class GroupingBlock(nn.Module):
         scores = self.q(groups) @ keys.transpose(1, 2) * config.dim**-0.5
         chosen = scores.softmax(dim=-2)
         if config.grouping == "hard":
-            chosen = assign(scores, True, config.noise if self.training else 0.0, config.temperature)
+            chosen = assign(scores, True, config.noise if self.training else 0.0)
         mean = chosen @ self.v(x) / (chosen.sum(dim=-1, keepdim=True) + config.eps)
-        segments = groups + self.out(mean)
+        segments = groups + self.out(mean) if config.residual else self.out(mean)
         return segments + self.mlp(self.norm(segments)), scores.softmax(dim=-2)
 
 
@@ -240,7 +241,8 @@ class GroupingTower(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         normal_(self.positions, std=0.02)
         for stage in self.stages:
-            initialize_blocks(stage.blocks, config.dim)  # type: ignore[arg-type]
+            if len(stage.blocks):  # type: ignore[arg-type]
+                initialize_blocks(stage.blocks, config.dim)  # type: ignore[arg-type]
 
     def forward(self, images: Images) -> GroupedFeatures:
         """Pictures of any size whose sides are multiples of the patch."""

@@ -3,17 +3,15 @@
 The multi-label contrastive loss is GroupViT's (arXiv 2202.11094, section 3.2).
 """
 
-import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from openvocab.clip.objectives import contrastive_loss
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.tokenizer import Tokenizer
@@ -21,7 +19,8 @@ from openvocab.data.loader import Loader
 from openvocab.data.nouns import noun_phrases, nouns
 from openvocab.data.order import keys_of, uniforms
 from openvocab.data.source import text_id
-from openvocab.shapes import Batch, ImageEmbeds, Scalar
+from openvocab.shapes import Batch, Scalar
+from openvocab.train.distributed import gather_rows
 
 _LABELS = 4  # of `keys_of`: unlike the purposes of `data.order`
 
@@ -83,7 +82,7 @@ class Labelled:
 
 
 def multi_label_loss(
-    image_embeds: ImageEmbeds,
+    image_embeds: Float[Tensor, "image segment embed"],
     label_embeds: Float[Tensor, "image label embed"],
     logit_scale: Scalar,
     *,
@@ -91,12 +90,24 @@ def multi_label_loss(
     label_ids: Int[Tensor, "image label"],
     group: dist.ProcessGroup | None = None,
 ) -> Scalar:
-    """Symmetric InfoNCE between pictures and their M labels: every picture has M right texts of weight 1/M.
+    """Symmetric InfoNCE between pictures and their M labels, all right answers of a row or column of one weight.
 
-    It is `contrastive_loss` with every picture repeated beside each of its labels, which adds ln M to the texts' half.
+    z_il = exp(logit_scale) max_s image_is . label_l. Of one vector a picture it is the paper's. Of a vector a segment,
+    a wrong label must be unlike all segments, and one that fits nothing costs nothing (multiple instance learning).
     Differs from the paper: a label that two pictures share is right for both.
     """
-    count = label_embeds.shape[1]
-    repeated = image_embeds.repeat_interleave(count, dim=0)
-    ids = {"image_ids": image_ids.repeat_interleave(count), "text_ids": label_ids.flatten(), "group": group}
-    return contrastive_loss(repeated, label_embeds.flatten(0, 1), logit_scale, **ids) - math.log(count) / 2
+    owners = image_ids[:, None].expand_as(label_ids)
+    scaled, texts = image_embeds.float() * logit_scale.exp(), label_embeds.float()
+    pictures, labels, of, ids, all_ids = (
+        gather_rows(each.contiguous(), group) for each in (scaled, texts, owners, label_ids, image_ids)
+    )
+    right = (image_ids[:, None] == of.flatten()) | (label_ids[:, :, None] == ids.flatten()).any(1)
+    asked = (owners.reshape(-1, 1) == all_ids) | (label_ids.reshape(-1, 1, 1) == ids).any(2)
+    rows = (scaled @ labels.flatten(0, 1).T).amax(1)
+    columns = (pictures @ texts.flatten(0, 1).T).amax(1).T
+    return (_cross_entropy(rows, right) + _cross_entropy(columns, asked)) / 2
+
+
+def _cross_entropy(logits: Float[Tensor, "row column"], right: Bool[Tensor, "row column"]) -> Scalar:
+    """Against targets spread evenly over all that is right."""
+    return -(logits.log_softmax(1) * right).sum(1).div(right.sum(1)).mean()

@@ -8,6 +8,7 @@ Reproduced: both groupings with the Gumbel straight-through draw, the two losses
 transformers, the released checkpoints. Differs from the paper: nouns come from rules (`data.nouns`); a noun that two
 pictures of a batch share is right for both; BatchNorm counts a process's own rows; no stochastic depth. Cures of what
 its users meet: any number of groups is a size, pixels may belong to none, group maps may follow the picture's edges.
+`small` compares a label with the best segment instead of their mean, and makes segments of their own patches alone.
 
     openvocab train groupvit --out run          generated scenes, captions only
 """
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from openvocab.blocks.grouping import GroupingConfig, evenness, usage
@@ -63,16 +63,16 @@ SIZES = {
     ),
     "small": GroupViTConfig(
         image=GroupingConfig(
-            image_size=64, patch_size=8, dim=64, heads=4, mlp_dim=128, activation="quick_gelu", depths=(2, 1),
+            image_size=48, patch_size=4, dim=64, heads=4, mlp_dim=128, activation="quick_gelu", depths=(1, 0),
             group_tokens=(8, 0), groups=(8, 0), mixer_dim=32, group_mlp_dim=128, stem="convolutions",
-            noise=0.2, centred=True,
+            noise=0.2, centred=True, residual=False,
         ),
         text=TextConfig(
             vocabulary_size=512, context_length=40, dim=64, layers=2, heads=4, mlp_dim=256, end_id=511,
             projection="none",
         ),
-        embed_dim=64, projector_dim=256, label_words="phrases", label_templates="name",
-        preprocess=replace(PIXELS, image_size=64),
+        embed_dim=64, projector_dim=256, label_words="phrases", label_templates="name", label_pool="best",
+        preprocess=replace(PIXELS, image_size=48),
     ),
     "paper": GroupViTConfig(),
 }  # fmt: skip
@@ -85,14 +85,15 @@ def build(config: GroupViTConfig | str, clip: None = None) -> GroupViT:
 
 def embed(model: GroupViT, batch: Batch) -> dict[str, Tensor]:
     """Unit rows of pictures, captions and labels, and how much of each picture each segment takes."""
-    found = model.image(batch["images"])
-    image = F.normalize(model.image_projector(found.pooled), dim=-1)
-    embeds = {"image": image, "usage": usage(found.maps.detach())}
+    best = model.config.label_pool == "best"
+    seen = model(batch["images"], segments=best)
+    embeds = {"image": seen.image_embeds, "usage": usage(seen.features.maps.detach())}
     if model.label_scale is None:
         return embeds | {"text": model.encode_text(batch["tokens"])}
     labels = batch["label_tokens"]
     texts = model.encode_text(batch["tokens"], labels.flatten(0, 1))
-    return embeds | {"text": texts[: len(image)], "labels": texts[len(image) :].view(*labels.shape[:2], -1)}
+    embeds |= {"text": texts[: len(labels)], "labels": texts[len(labels) :].view(*labels.shape[:2], -1)}
+    return embeds | {"named": seen.segment_embeds if best else seen.image_embeds[:, None]}
 
 
 def loss(model: GroupViT, batch: Batch, embeds: dict[str, Tensor]) -> Losses:
@@ -105,9 +106,8 @@ def loss(model: GroupViT, batch: Batch, embeds: dict[str, Tensor]) -> Losses:
     matched = contrastive_loss(image, texts, model.logit_scale, image_ids=ids, text_ids=text_ids, group=group)
     total, logged = matched, {"diag/scale": model.scale(), "diag/image_text": matched.detach()}
     if model.label_scale is not None:
-        total = matched + multi_label_loss(
-            image, embeds["labels"], model.label_scale, image_ids=ids, label_ids=batch["label_ids"], group=group
-        )
+        how = {"image_ids": ids, "label_ids": batch["label_ids"], "group": group}
+        total = matched + multi_label_loss(embeds["named"], embeds["labels"], model.label_scale, **how)
     return {"loss": total, "diag/group_entropy": evenness(embeds["usage"].mean(0)), **logged}
 
 
@@ -145,7 +145,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[GroupViTConfig]:
         )
     if size == "tiny":
         return replace(Recipe(model=SIZES[size], **usual_run(size, source)), groups=(GroupConfig(),))
-    world = WorldConfig(size_px=64, max_objects=3, share_single=0.5, colour_jitter=0.1)
+    world = WorldConfig(size_px=SIZES[size].image.image_size, max_objects=3, share_single=0.5, colour_jitter=0.1)
     data = DataConfig(pairs=pairs, batch_size=64, world=world, holdout="none")
     data = replace(data, hard_negatives="swap_colours", negatives=32) if source == "scenes" else data
     optim = OptimConfig(lr=2e-3, weight_decay=0.2, schedule="linear")

@@ -32,7 +32,8 @@ class GroupViTConfig:
     """Two towers, their projectors, and the labels that are made of captions.
 
     `labels` nouns of a caption are further texts of its picture, each in a random one of `label_templates`;
-    `label_words` takes them alone or with their adjectives. 0 leaves the second loss out.
+    `label_words` takes them alone or with their adjectives. 0 leaves the second loss out. `label_pool` compares a label
+    with the mean of a picture's segments, or with the best of them: then groups have a reason to be of one thing.
     """
 
     image: GroupingConfig = GroupingConfig()
@@ -42,6 +43,7 @@ class GroupViTConfig:
     labels: int = 3
     label_words: Literal["nouns", "phrases"] = "nouns"
     label_templates: str = "imagenet"
+    label_pool: Literal["mean", "best"] = "mean"
     logit_scale_init: float = LOG_SCALE_INIT
     preprocess: PreprocessConfig | None = IMAGENET
 
@@ -80,7 +82,7 @@ class GroupViT(SystemModel):
 
     def encode_image(self, images: Images) -> ImageEmbeds:
         """Unit rows, one a picture."""
-        return F.normalize(self.image_projector(self.image(images).pooled), dim=-1)
+        return self(images, segments=False).image_embeds
 
     def encode_text(self, *tokens: Int[Tensor, "_ _"], normalize: bool = True) -> TextEmbeds:
         """Unit rows, one a text; texts of several lengths, projected together."""
@@ -92,12 +94,16 @@ class GroupViT(SystemModel):
         """exp(logit_scale)."""
         return self.logit_scale.exp()
 
-    def forward(self, images: Images) -> GroupViTOutput:
-        """Everything that segmenting needs; the model is in eval mode."""
+    def forward(self, images: Images, segments: bool = True) -> GroupViTOutput:
+        """Everything that segmenting needs.
+
+        Args:
+            segments: project them too; in training BatchNorm then counts them.
+        """
         found = self.image(images)
-        segments = self.image_projector(found.segments.flatten(0, 1)).view(*found.segments.shape[:2], -1)
-        pooled = self.image_projector(found.pooled)
-        return GroupViTOutput(F.normalize(pooled, dim=-1), F.normalize(segments, dim=-1), found)
+        vectors = torch.cat([found.pooled[:, None], found.segments if segments else found.segments[:, :0]], dim=1)
+        vectors = F.normalize(self.image_projector(vectors.flatten(0, 1)), dim=-1).unflatten(0, vectors.shape[:2])
+        return GroupViTOutput(vectors[:, 0], vectors[:, 1:], found)
 
     def segment(
         self,

@@ -35,6 +35,7 @@ _TOP = {
     "logit_scale_init": "logit_scale_init_value",
 }  # fmt: skip
 """Our fields and those of transformers' config.json, which leaves out what has the published value."""
+_FIXED = ("grouping", "noise", "centred", "residual", "stem")
 
 _OFFICIAL = (
     ("img_encoder.patch_embed.proj", "vision_model.embeddings.patch_embeddings.projection"),
@@ -229,13 +230,8 @@ def to_hf(model: GroupViT, folder: Path) -> None:
     """
     config, image = model.config, model.config.image
     outputs = [own or before for own, before in zip(image.groups, (0, *image.groups))]
-    unlike = (
-        image.grouping != "hard"
-        or image.centred
-        or (image.temperature, image.noise) != (1, 1)
-        or image.stem != "patches"
-    )
-    if unlike or "gelu_tanh" in (image.activation, config.text.activation):
+    published = all(getattr(image, name) == getattr(_PAPER.image, name) for name in _FIXED)
+    if not published or "gelu_tanh" in (image.activation, config.text.activation):
         raise ValueError("the hf layout holds only hard grouping as published, plain patches and no gelu_tanh")
     for stage, (own, groups) in enumerate(zip(image.group_tokens[:-1], image.groups)):
         if image.group_tokens[stage + 1] and own != groups:
