@@ -245,13 +245,17 @@ def test_training_teaches_the_decoder_alone_and_never_a_withheld_pair(model, tmp
     recipe = override(clipseg.recipe("tiny"), ["fit.steps=2", "data.annotated.num_scenes=64", "optim.lr=0.01"])
     clip = model.clip
     trained, (stage,) = clipseg.prepare(recipe, clip)
-    said = [trained.tokenizer.decode(row.tolist()) for step in range(2) for row in stage.data.batch(step)["tokens"]]
+    said = [
+        trained.tokenizer.decode(row.tolist())
+        for step in range(2)
+        for row in stage.data.batch(step)["tokens"].flatten(0, 1)
+    ]
     assert not any(name in text for text in said for name in withheld_labels("H1"))
     batch = stage.data.batch(0)
     again = clipseg.prepare(recipe, clip)[1][0].data.batch(0)
     assert all(torch.equal(batch[name], again[name]) for name in batch)
     pictured = batch["text_weights"] < 1
-    assert 0 < pictured.sum() < len(pictured)
+    assert 0 < pictured.sum() < pictured.numel()
     assert (batch["text_weights"][pictured] <= 0.5).all()
     before = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
     fit(trained, stage)
@@ -264,11 +268,16 @@ def test_training_teaches_the_decoder_alone_and_never_a_withheld_pair(model, tmp
 
 def test_rows_without_a_picture_are_prompted_by_words_alone(model):
     torch.manual_seed(0)
-    batch = clipseg.example(model, 3)
-    batch["text_weights"] = torch.tensor([1.0, 0.25, 0.0])
-    words, shown = model.read(batch["tokens"]), model.look(batch["prompt_images"])
-    expected = torch.stack([words[0], 0.25 * words[1] + 0.75 * shown[1], shown[2]])
-    torch.testing.assert_close(clipseg.embed(model, batch)["logits"], model(batch["images"], expected))
+    batch = clipseg.example(model, 2)
+    batch["text_weights"] = torch.tensor([[1.0, 0.25], [0.0, 1.0]])
+    words, shown = model.read(batch["tokens"].flatten(0, 1)), model.look(batch["prompt_images"].flatten(0, 1))
+    expected = torch.stack([words[0], 0.25 * words[1] + 0.75 * shown[1], shown[2], words[3]])
+    logits = clipseg.embed(model, batch)["logits"]
+    for picture, rows in enumerate((slice(0, 2), slice(2, 4))):
+        alone = torch.cat(
+            [model(batch["images"][picture : picture + 1], expected[row : row + 1]) for row in range(4)[rows]]
+        )
+        torch.testing.assert_close(logits[rows], alone)
 
 
 def test_figures_of_a_model_that_knows_the_truth(model, monkeypatch):

@@ -118,7 +118,9 @@ def segment(
     none_below: Annotated[
         float | None, typer.Option(help="Pixels that no label fits with this probability belong to none.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png, classes.png and coco.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for overlay.png, classes.png, coco.json, label_studio.json.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Says of every pixel which of your words it shows; any CLIP can, a model trained for it can better."""
@@ -152,7 +154,7 @@ def detect(
         Path | None, typer.Option(help="Names these regions: a COCO json, or its results, of any detector.")
     ] = None,
     score_above: Annotated[float, typer.Option(help="Detections are at least so sure.")] = 0.3,
-    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png and coco.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png, coco.json and label_studio.json.")] = None,
     as_json: Json = False,
 ) -> None:
     """Finds what your words name; with --boxes any CLIP can name the regions that another detector found."""
@@ -182,7 +184,7 @@ def ground(
     sentence: Annotated[str, typer.Argument(help="Its nouns, with their adjectives, are looked for.")],
     model: Annotated[str | None, typer.Option("--model", help="A GLIP: its folder.")] = None,
     boxes_each: Annotated[int, typer.Option(help="Boxes of each phrase.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png and coco.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for overlay.png, coco.json and label_studio.json.")] = None,
     as_json: Json = False,
 ) -> None:
     """Finds where a picture shows each phrase of a sentence."""

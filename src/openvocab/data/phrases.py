@@ -146,17 +146,18 @@ def highlighted(picture: Image.Image, mask: Mask, size_px: int) -> Image.Image:
     return Image.composite(part, around, inside)
 
 
-def foreground_crop(
-    picture: Image.Image, mask: Mask, rng: np.random.Generator, share: float = 0.05
-) -> tuple[Image.Image, Bool[np.ndarray, "side side"]]:
-    """A square as long as the short side, with at least `share` of it under the mask where a few tries find such."""
-    side = min(picture.size)
-    left, top = 0, 0
+def foreground_square(mask: Mask, rng: np.random.Generator, share: float = 0.05) -> tuple[int, int, int, int]:
+    """A square (left, top, right, bottom in px) as long as the short side, with at least `share` of it under the mask.
+
+    The last of a few tries where none has so much.
+    """
+    height, width = mask.shape
+    side, left, top = min(mask.shape), 0, 0
     for _ in range(_TRIES):
-        left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
-        if mask[top : top + side, left : left + side].mean() >= share or picture.size == (side, side):
+        left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+        if height == width or mask[top : top + side, left : left + side].mean() >= share:
             break
-    return picture.crop((left, top, left + side, top + side)), mask[top : top + side, left : left + side]
+    return left, top, left + side, top + side
 
 
 def _masks(found: Annotation) -> Bool[np.ndarray, "object height width"]:

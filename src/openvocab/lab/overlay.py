@@ -1,7 +1,8 @@
-"""Segmentations and detections as files: an overlay for people, index picture and COCO json for other tools."""
+"""Segmentations and detections as files: an overlay for people; COCO json and others for the tools that annotate."""
 
 import colorsys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,19 +11,41 @@ from PIL import Image, ImageDraw, ImageFont
 from openvocab import storage
 from openvocab.clip.dense import NONE, Segmentation
 from openvocab.clip.regions import Detection
+from openvocab.lab import label_studio
 
 _SHARE = 0.55
 """Of the colour over the picture."""
 
 
 def write(found: Segmentation, picture: Image.Image, name: str, out: Path) -> dict[str, str]:
-    """`overlay.png`; `classes.png`, 0 where no label fits, else the label's number from 1; `coco.json`."""
-    paths = {part: out / f"{part}.{suffix}" for part, suffix in (("overlay", "png"), ("classes", "png"))}
-    for part, image in (("overlay", overlay(found, picture)), ("classes", index_picture(found))):
-        with storage.atomic_path(paths[part]) as temporary:
-            image.save(temporary, "PNG")
-    storage.write_json(out / "coco.json", found.coco(name))
-    return {part: str(path) for part, path in (paths | {"coco": out / "coco.json"}).items()}
+    """`overlay.png`; `classes.png`, 0 where no label fits, else the label's number from 1; and what `_tools` writes."""
+    images = {"overlay": overlay(found, picture), "classes": index_picture(found)}
+    tasks, interface = label_studio.masks(found, name), label_studio.interface("Brush", found.labels)
+    return _pictures(images, out) | _tools(found.coco(name), tasks, interface, out)
+
+
+def write_boxes(found: Detection, picture: Image.Image, name: str, out: Path) -> dict[str, str]:
+    """`overlay.png`, and what `_tools` writes."""
+    tasks, interface = label_studio.boxes(found, name, picture.size), label_studio.interface("Rectangle", found.labels)
+    return _pictures({"overlay": boxes(found, picture)}, out) | _tools(
+        found.coco(name, picture.size), tasks, interface, out
+    )
+
+
+def _pictures(images: dict[str, Image.Image], out: Path) -> dict[str, str]:
+    paths = {part: out / f"{part}.png" for part in images}
+    for part, path in paths.items():
+        with storage.atomic_path(path) as temporary:
+            images[part].save(temporary, "PNG")
+    return {part: str(path) for part, path in paths.items()}
+
+
+def _tools(coco: Any, tasks: Any, interface: str, out: Path) -> dict[str, str]:
+    """`coco.json` for FiftyOne, supervision and CVAT; `label_studio.json` to import, into a project of `.xml`."""
+    storage.write_json(out / "coco.json", coco)
+    storage.write_json(out / "label_studio.json", tasks)
+    storage.write_text(out / "label_studio.xml", interface)
+    return {"coco": str(out / "coco.json"), "label_studio": str(out / "label_studio.json")}
 
 
 def index_picture(found: Segmentation) -> Image.Image:
@@ -48,15 +71,6 @@ def overlay(found: Segmentation, picture: Image.Image) -> Image.Image:
         share = (found.classes == row).double().mean().item()
         draw.text((20, y + 2), f"{found.labels[row]}  {share:.0%}", "black", font)
     return canvas
-
-
-def write_boxes(found: Detection, picture: Image.Image, name: str, out: Path) -> dict[str, str]:
-    """`overlay.png` and `coco.json`."""
-    paths = {"overlay": out / "overlay.png", "coco": out / "coco.json"}
-    with storage.atomic_path(paths["overlay"]) as temporary:
-        boxes(found, picture).save(temporary, "PNG")
-    storage.write_json(paths["coco"], found.coco(name, picture.size))
-    return {part: str(path) for part, path in paths.items()}
 
 
 def boxes(found: Detection, picture: Image.Image) -> Image.Image:

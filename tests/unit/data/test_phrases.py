@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from openvocab.data.annotated import Annotated, AnnotatedConfig, Annotation, open_annotated
-from openvocab.data.phrases import PLACES, Phrase, Phrases, foreground_crop
+from openvocab.data.phrases import PLACES, Phrase, Phrases, foreground_square
 from openvocab.data.scenes import withheld_labels
 from openvocab.world.caption import Caption, Span
 from openvocab.world.scene import COLOURS, SHAPES
@@ -112,10 +112,9 @@ def test_phrases_of_captions_mean_their_objects():
 def test_crops_hold_what_is_meant():
     found, rng = Two().read(0), np.random.default_rng(0)
     for _ in range(20):
-        picture, mask = foreground_crop(found.image, found.masks[1], rng, share=0.03)
-        assert picture.size == (20, 20)
-        assert mask.shape == (20, 20)
-        assert mask.sum() >= 12  # of the 16 that are meant
+        left, top, right, bottom = foreground_square(found.masks[1], rng, share=0.03)
+        assert (right - left, bottom - top) == (20, 20)
+        assert found.masks[1][top:bottom, left:right].sum() >= 12  # of the 16 that are meant
 
 
 def test_boxes_alone_are_no_masks():

@@ -34,7 +34,7 @@ from openvocab.clip.preprocess import PreprocessConfig, preprocess
 from openvocab.clip.templates import fill
 from openvocab.data.annotated import Annotated, AnnotatedConfig, Annotation, open_annotated
 from openvocab.data.decode import to_rgb
-from openvocab.data.phrases import Mask, Phrases, foreground_crop, highlighted
+from openvocab.data.phrases import Mask, Phrase, Phrases, foreground_square, highlighted
 from openvocab.progress import track
 from openvocab.shapes import Batch, Images
 from openvocab.system import Recipe, System
@@ -55,12 +55,14 @@ TEMPLATES = (
 class PhrasesConfig:
     """Annotated pictures as prompts with masks: PhraseCut+ (section 4).
 
-    `negatives`: share of samples whose phrase is absent and whose mask is empty.
-    `pictures`: share of samples that another picture of the same prompts too, where there is one, with
+    `prompts`: phrases of each picture, which share its pass through the tower; the authors draw one.
+    `negatives`: share of phrases that are absent and whose mask is empty.
+    `pictures`: share of phrases that another picture of the same prompts too, where there is one, with
     `most_text` as the largest weight of the words; the others are prompted by words alone.
     """
 
     annotated: AnnotatedConfig = AnnotatedConfig(batch_size=32)
+    prompts: int = 1
     negatives: float = 0.2
     pictures: float = 0.5
     most_text: float = 0.5
@@ -101,34 +103,41 @@ def build(config: CLIPSegConfig | str, clip: CLIP | None = None) -> CLIPSeg:
 
 
 def embed(model: CLIPSeg, batch: Batch) -> dict[str, Tensor]:
-    """The logits of each picture's own prompt: words, and a share of a picture where the batch has some."""
-    conditions = model.read(batch["tokens"])
+    """The logits of each picture's own prompts: words, and a share of a picture where the batch has some."""
+    conditions = model.read(batch["tokens"].flatten(0, -2))
     if "prompt_images" in batch:
-        weights = batch["text_weights"].unsqueeze(1)
+        weights = batch["text_weights"].flatten()[:, None]
         shown = (weights < 1).squeeze(1).nonzero().squeeze(1)
-        blends = torch.lerp(model.look(batch["prompt_images"][shown]), conditions[shown], weights[shown])
+        pictures = batch["prompt_images"].flatten(0, -4)[shown]
+        blends = torch.lerp(model.look(pictures), conditions[shown], weights[shown])
         conditions = conditions.index_copy(0, shown, blends)
     return {"logits": model(batch["images"], conditions)}
 
 
 def loss(model: CLIPSeg, batch: Batch, embeds: dict[str, Tensor]) -> Losses:
     """Binary cross-entropy of every pixel (section 4)."""
-    return {"loss": F.binary_cross_entropy_with_logits(embeds["logits"].float(), batch["masks"].float())}
+    masks = batch["masks"].flatten(0, -3)
+    return {"loss": F.binary_cross_entropy_with_logits(embeds["logits"].float(), masks.float())}
 
 
 def example(model: CLIPSeg, rows: int) -> Batch:
-    """Noise, and prompts of noise in words and pictures."""
+    """Noise, and two prompts of noise on each, in words and pictures."""
     image, text = model.config.clip.image, model.config.clip.text
     assert isinstance(text, TextConfig)
-    tokens = torch.randint(1, text.vocabulary_size - 2, (rows, text.context_length))
-    tokens[:, -1] = text.end_id
-    images, shown = torch.randn(2, rows, 3, image.image_size, image.image_size)
-    masks, weights = torch.rand(rows, image.image_size, image.image_size).round(), torch.rand(rows)
-    return {"images": images, "masks": masks, "tokens": tokens, "prompt_images": shown, "text_weights": weights}
+    tokens = torch.randint(1, text.vocabulary_size - 2, (rows, 2, text.context_length))
+    tokens[..., -1] = text.end_id
+    pixels = (3, image.image_size, image.image_size)
+    return {
+        "images": torch.randn(rows, *pixels),
+        "masks": torch.rand(rows, 2, *pixels[1:]).round(),
+        "tokens": tokens,
+        "prompt_images": torch.randn(rows, 2, *pixels),
+        "text_weights": torch.rand(rows, 2),
+    }
 
 
 class _Samples:
-    """A picture with one prompt and the mask that it means."""
+    """A picture with its prompts and the mask that each means."""
 
     def __init__(self, model: CLIPSeg, phrases: Phrases, config: PhrasesConfig):
         assert model.tokenizer is not None
@@ -136,22 +145,31 @@ class _Samples:
         self.pixels, self.phrases, self.config = model.preprocessing, phrases, config
 
     def __call__(self, found: Annotation, rng: np.random.Generator) -> Batch:
-        absent, size_px = rng.random() < self.config.negatives, self.pixels.image_size
-        phrase, mask = self.phrases.absent(found, rng) if absent else self.phrases.draw(found, rng)
-        picture, mask = foreground_crop(to_rgb(found.image), mask, rng)
-        text = fill(TEMPLATES[rng.integers(len(TEMPLATES))], phrase.text)
+        drawn = [self._draw(found, rng) for _ in range(self.config.prompts)]
+        square = foreground_square(drawn[0][1], rng)
+        picture, size_px = to_rgb(found.image).crop(square), self.pixels.image_size
+        masks = [Image.fromarray(mask).crop(square).resize((size_px, size_px)) for _, mask in drawn]
+        texts = [fill(TEMPLATES[rng.integers(len(TEMPLATES))], phrase.text) for phrase, _ in drawn]
         made = {
             "images": preprocess(picture, self.pixels),
-            "masks": torch.from_numpy(np.array(Image.fromarray(mask).resize((size_px, size_px)))),
-            "tokens": self.tokenizer([text], self.context_length, truncate=True)[0],
+            "masks": torch.from_numpy(np.stack([np.array(mask) for mask in masks])),
+            "tokens": self.tokenizer(texts, self.context_length, truncate=True),
         }
         if not self.config.pictures:
             return made
+        supports = [self._support(phrase, found, rng) for phrase, _ in drawn]
+        weights = [rng.random() * self.config.most_text if support else 1.0 for support in supports]
+        nothing = torch.zeros_like(made["images"])
+        shown = [preprocess(highlighted(*s, size_px), self.pixels) if s else nothing for s in supports]
+        return made | {"prompt_images": torch.stack(shown), "text_weights": torch.tensor(weights)}
+
+    def _draw(self, found: Annotation, rng: np.random.Generator) -> tuple[Phrase, Mask]:
+        absent = rng.random() < self.config.negatives
+        return self.phrases.absent(found, rng) if absent else self.phrases.draw(found, rng)
+
+    def _support(self, phrase: Phrase, found: Annotation, rng: np.random.Generator) -> tuple[Image.Image, Mask] | None:
         wanted = rng.random() < self.config.pictures
-        support = self.phrases.support(phrase, found.key, rng) if wanted else None
-        weight = rng.random() * self.config.most_text if support else 1.0
-        shown = highlighted(*support, size_px) if support else picture  # of no weight
-        return made | {"prompt_images": preprocess(shown, self.pixels), "text_weights": torch.tensor(weight).float()}
+        return self.phrases.support(phrase, found.key, rng) if wanted else None
 
 
 def recipe(size: str, source: str = "scenes") -> Recipe[CLIPSegConfig]:
@@ -166,7 +184,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPSegConfig]:
     )
     return Recipe(
         model=SIZES[size],
-        data=PhrasesConfig(annotated=pictures),
+        data=PhrasesConfig(annotated=pictures, prompts=4 if small else 1),
         optim=replace(optim, lr=5e-3, warmup_steps=None) if small else optim,
         fit=FitConfig(steps=steps, precision="float32" if small else "bfloat16"),
         groups=(reduces, GroupConfig()) if small else (GroupConfig(),),

@@ -114,10 +114,11 @@ class Decoder(nn.Module):
         self.head = _head(config.head, dim, image.patch_size)
 
     def forward(self, seen: Activations, conditions: Conditions) -> Float[Tensor, "prompt height width"]:
-        """Prompt i on picture i, or all prompts on a single picture."""
+        """As many prompts on each picture as there are for one: the first ones on the first picture, and so on."""
         a: Any = 0
+        each = len(conditions) // len(seen.layers[0])
         for number, (tokens, reduce, block) in enumerate(zip(reversed(seen.layers), self.reduces, self.blocks)):
-            a = reduce(tokens) + a
+            a = reduce(tokens).repeat_interleave(each, 0) + a
             if number == self.condition_layer:
                 a = self.film_mul(conditions).unsqueeze(1) * a + self.film_add(conditions).unsqueeze(1)
             a = block(a)
@@ -160,7 +161,7 @@ class CLIPSeg(CLIPSystemModel):
         return self
 
     def forward(self, images: Images, conditions: Conditions) -> Float[Tensor, "prompt height width"]:
-        """Logits of prompt i on picture i; the sides of pictures are multiples of the patch."""
+        """Logits of one prompt or more on each picture; the sides of pictures are multiples of the patch."""
         return self.decoder(self.see(images), conditions)
 
     @torch.no_grad()
