@@ -90,12 +90,16 @@ class SystemModel(nn.Module):
         """A model with given weights, in eval mode; ValueError where they are not those of the config."""
         with torch.random.fork_rng(devices=[]):
             model = cls(config)
+        return model.filled(state, where)
+
+    def filled(self: M, state: State, where: Path | str) -> M:
+        """This model with given weights, in eval mode; ValueError where they are not those of the config."""
         try:
-            model.load_state_dict(state)
+            self.load_state_dict(state)
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{where}: not the weights of its config: {reason}") from None
-        return model.eval()
+        return self.eval()
 
     def identity(self) -> str:
         """The fingerprint that belongs to the weights as they are now."""

@@ -99,13 +99,9 @@ def _renamed(state: State, layout: str, where: Path) -> State:
 
 
 def _finished(model: CLIPSeg, state: State, where: Path) -> CLIPSeg:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{where}: not the weights of its config: {str(error).splitlines()[-1].strip()}") from None
-    model.name = where.stem if where.suffix == ".pth" else where.parent.name
+    model.filled(state, where).name = where.stem if where.suffix == ".pth" else where.parent.name
     model.fingerprint = model.identity()
-    return model.eval()
+    return model
 
 
 _HF_DECODER = {

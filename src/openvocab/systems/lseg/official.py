@@ -109,13 +109,9 @@ def from_official(path: Path | str) -> LSeg:
     ours = to_ours({name: tensor for name, tensor in rest.items() if not _UNREAD.fullmatch(name)}, PEER_KEYS)
     model = LSeg(official_config(ours, clip, found.get("hyper_parameters") or {}, path), clip)
     ours |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("clip.")}
-    try:
-        model.load_state_dict(ours)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not an official LSeg: {str(error).splitlines()[-1].strip()}") from None
-    model.name = Path(path).stem
+    model.filled(ours, path).name = Path(path).stem
     model.fingerprint = model.identity()
-    return model.eval()
+    return model
 
 
 def official_config(state: State, clip: CLIP, told: Mapping[str, Any], where: Path | str) -> LSegConfig:
