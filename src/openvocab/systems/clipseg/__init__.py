@@ -184,7 +184,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPSegConfig]:
     )
     return Recipe(
         model=SIZES[size],
-        data=PhrasesConfig(annotated=pictures, prompts=4 if small else 1),
+        data=PhrasesConfig(annotated=pictures),
         optim=replace(optim, lr=5e-3, warmup_steps=None) if small else optim,
         fit=FitConfig(steps=steps, precision="float32" if small else "bfloat16"),
         groups=(reduces, GroupConfig()) if small else (GroupConfig(),),
