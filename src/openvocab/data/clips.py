@@ -1,0 +1,241 @@
+"""Clips of videos with what is said of them: from a clip list, or generated with exact truth.
+
+A clip list is a table (`.csv`, `.tsv`, `.jsonl`, `.parquet`) with a column `path`, and as far as they are known
+`start_s`, `end_s`, `caption` and `label`. Rows of the same part of the same file are one clip with several captions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+
+from openvocab.config import to_dict
+from openvocab.data.scenes import TEST_SEED, stream_of
+from openvocab.data.source import CAPTION_KEYS, LABEL_KEYS, caption_texts, choose_key
+from openvocab.data.tables import TABLE_SUFFIXES, stream_rows
+from openvocab.data.video import open_video
+from openvocab.storage import fingerprint
+from openvocab.world.motion import ACTIONS, clip_texts, draw_clips
+from openvocab.world.render import render
+from openvocab.world.scene import WorldConfig
+
+PATH_KEYS = ("path", "video", "video_path", "filepath", "file", "filename")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """Which frames of a clip are looked at, and in which order.
+
+    Of its frames at `fps` a second at most `most` are picked: the first, the last, or spread over all.
+    `shuffled` is one order for each clip and number of frames.
+    """
+
+    fps: float = 1.0
+    most: int = 12
+    pick: Literal["head", "tail", "uniform"] = "uniform"
+    order: Literal["normal", "reversed", "shuffled"] = "normal"
+
+    def __post_init__(self) -> None:
+        if self.fps <= 0 or self.most < 1:
+            raise ValueError(f"Sampling: fps {self.fps} and most {self.most} must be more than 0")
+
+    def rows(self, count: int) -> Int64[np.ndarray, " frame"]:
+        """The rows to look at of `count` frames, ascending."""
+        kept = min(count, self.most)
+        spread = np.linspace(0, count - 1, kept).astype(np.int64)
+        return {"head": np.arange(kept), "tail": np.arange(count - kept, count), "uniform": spread}[self.pick]
+
+    def ordered(self, frames: list[Image.Image], key: str) -> list[Image.Image]:
+        """Picked frames of the clip `key` in the order asked for."""
+        if self.order == "shuffled":
+            rng = np.random.default_rng(int(fingerprint(key), 16))
+            return [frames[row] for row in rng.permutation(len(frames))]
+        return frames[::-1] if self.order == "reversed" else frames
+
+
+class ClipSource(ABC):
+    """Clips by index.
+
+    Attributes:
+        fingerprint: identity of the content.
+    """
+
+    source: str
+    fingerprint: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def key(self, index: int) -> str:
+        """The clip's unique name in the source."""
+
+    @abstractmethod
+    def captions(self, index: int) -> tuple[str, ...]:
+        """What is said of it."""
+
+    @abstractmethod
+    def label(self, index: int) -> str | None:
+        """The name of its class."""
+
+    @abstractmethod
+    def read(self, index: int, sampling: Sampling) -> list[Image.Image]:
+        """The frames that are looked at; ValueError with one line where they cannot be read."""
+
+
+@dataclass
+class Clip:
+    """A part of a video file; None is its beginning, or its end."""
+
+    path: Path
+    start_s: float | None = None
+    end_s: float | None = None
+    captions: list[str] = field(default_factory=list)
+    label: str | None = None
+
+
+class ClipFiles(ClipSource):
+    """Parts of video files, decoded when asked for."""
+
+    def __init__(self, source: str, clips: dict[str, Clip]):
+        self.source = source
+        self._keys, self._clips = list(clips), list(clips.values())
+        stamps = [(s.st_size, s.st_mtime_ns) if (s := _status(clip.path)) else None for clip in self._clips]
+        said = [(clip.captions, clip.label) for clip in self._clips]
+        self.fingerprint = fingerprint(self._keys, stamps, said)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, index: int) -> str:
+        return self._keys[index]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(self._clips[index].captions)
+
+    def label(self, index: int) -> str | None:
+        return self._clips[index].label
+
+    def read(self, index: int, sampling: Sampling) -> list[Image.Image]:
+        clip = self._clips[index]
+        try:
+            video = open_video(clip.path)
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from None
+        times = video.at_rate(sampling.fps, clip.start_s, clip.end_s)
+        frames = [Image.fromarray(frame.pixels) for frame in video.frames(times[sampling.rows(len(times))])]
+        return sampling.ordered(frames, self._keys[index])
+
+
+def video_files(paths: Sequence[str | Path]) -> ClipFiles:
+    """Whole videos, of which nothing is said."""
+    return ClipFiles("videos", {str(path): Clip(Path(path)) for path in paths})
+
+
+class MotionClips(ClipSource):
+    """Generated clips of one object that does something, drawn when asked for; a frame is a second long."""
+
+    source = "scenes"
+
+    def __init__(self, config: "ClipsConfig", num_clips: int, seed: int):
+        self.size_px = config.world.size_px
+        self.clips = draw_clips(num_clips, config.num_frames, config.world, config.actions, seed)
+        self._said = [clip_texts(self.clips, seed, epoch) for epoch in range(config.captions_per_clip)]
+        self._name = f"motion-{seed}"
+        drawn = [to_dict(config.world), config.num_frames, config.actions, num_clips, self._said]
+        self.fingerprint = fingerprint(self._name, drawn, render(self.clips.scenes[:64], self.size_px).tobytes())
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def key(self, index: int) -> str:
+        return f"{self._name}-{index}"
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(said[index] for said in self._said))
+
+    def label(self, index: int) -> str | None:
+        return tuple(ACTIONS)[self.clips.action[index]]
+
+    def read(self, index: int, sampling: Sampling) -> list[Image.Image]:
+        count = self.clips.num_frames
+        scenes = self.clips.scenes[index * count : (index + 1) * count][sampling.rows(count)]
+        frames = render(scenes, self.size_px).transpose(0, 2, 3, 1)
+        return sampling.ordered([Image.fromarray(np.ascontiguousarray(frame)) for frame in frames], self.key(index))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipsConfig:
+    """Where clips are: a clip list, or `scenes`, generated ones; the other fields but `video_root` are of these.
+
+    `video_root` is the folder that the paths of a list start from; the list's own by default.
+    """
+
+    source: str = "scenes"
+    video_root: str | None = None
+    num_clips: int = 3000
+    num_frames: int = 8
+    captions_per_clip: int = 2
+    actions: tuple[str, ...] = tuple(ACTIONS)
+    world: WorldConfig = WorldConfig(size_px=64, max_objects=1, share_single=1.0, colour_jitter=0.1)
+    batch_size: int = 128
+    workers: int = 0
+
+
+def open_clips(config: ClipsConfig, seed: int = 0) -> ClipSource:
+    """What training sees, or for `scenes:COUNT:STREAM` what no training has drawn.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: not a table with a column of paths, or an empty one.
+    """
+    if config.source == "scenes":
+        return MotionClips(config, config.num_clips, seed)
+    if config.source.startswith("scenes:") and not Path(config.source).exists():
+        count, stream = stream_of(config.source)
+        return MotionClips(config, count, TEST_SEED + stream)
+    path = Path(config.source)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected scenes or a clip list")
+    return ClipFiles(path.name, read_clip_list(path, Path(config.video_root or path.parent)))
+
+
+def read_clip_list(path: Path, root: Path) -> dict[str, Clip]:
+    """The clips of a list by key, in its order."""
+    if path.suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"{path}: not a clip list, which is a table ({', '.join(TABLE_SUFFIXES)})")
+    columns, rows = stream_rows(path, None)
+    where = choose_key(str(path), "path", None, PATH_KEYS, columns)
+    if where is None:
+        raise ValueError(f"{path}: no column of videos among {', '.join(PATH_KEYS)}; it has {', '.join(columns)}")
+    said = choose_key(str(path), "caption", None, CAPTION_KEYS, columns)
+    label = choose_key(str(path), "label", None, LABEL_KEYS, columns)
+    clips: dict[str, Clip] = {}
+    for line, row in rows:
+        start, end = (_seconds(row.get(name), f"{path}: line {line}: {name}") for name in ("start_s", "end_s"))
+        if not row.get(where):
+            raise ValueError(f"{path}: line {line}: names no video")
+        ends = ["" if moment is None else f"{moment:g}" for moment in (start, end)]
+        key = str(row[where]) + (f"#t={','.join(ends)}" if any(ends) else "")
+        clip = clips.setdefault(key, Clip(root / row[where], start, end))
+        clip.captions += [text for text in caption_texts(row.get(said or "")) if text not in clip.captions]
+        clip.label = clip.label or row.get(label or "") or None
+    if not clips:
+        raise ValueError(f"{path}: the list is empty")
+    return clips
+
+
+def _seconds(value: Any, where: str) -> float | None:
+    try:
+        return None if value in (None, "") else float(value)
+    except ValueError:
+        raise ValueError(f"{where} is {value!r}, expected seconds") from None
+
+
+def _status(path: Path) -> Any:
+    return path.stat() if path.exists() else None
