@@ -54,7 +54,7 @@ from openvocab.train.step import Losses
 _BOX_WEIGHT = 2.0
 _SMALL = GLIPConfig(
     image=ResNetConfig(image_size=32, layers=(1, 1, 1), channels=32, heads=0, block="basic", pool="mean"),
-    text=BertConfig(vocabulary_size=512, context_length=96, dim=64, layers=1, heads=4, mlp_dim=128, dropout=0.0),
+    text=BertConfig(vocabulary_size=512, context_length=128, dim=64, layers=1, heads=4, mlp_dim=128, dropout=0.0),
     preprocess=PIXELS,
     longest_px=64,
     dim=64,
