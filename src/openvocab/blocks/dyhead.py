@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Map = Float[Tensor, "image channel rows cols"]
-_CELLS = 9
+_CELLS, _GROUP = 9, 16
 
 
 def deformable_convolution(
@@ -47,7 +47,7 @@ class DeformableConv(nn.Module):
         plain = nn.Conv2d(dim, dim, 3)
         self.weight, self.bias, self.stride = plain.weight, nn.Parameter(torch.zeros(dim)), stride
         nn.init.normal_(self.weight, std=0.01)
-        self.norm = nn.GroupNorm(min(16, dim // 2), dim)
+        self.norm = nn.GroupNorm(max(1, dim // _GROUP), dim)
 
     def forward(self, x: Map, offsets: Tensor, mask: Tensor) -> Tensor:
         return self.norm(deformable_convolution(x, offsets, mask, self.weight, self.bias, self.stride))

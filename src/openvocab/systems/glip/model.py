@@ -162,7 +162,7 @@ class GLIP(SystemModel):
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.word_bias = nn.Parameter(torch.zeros(word_dim))
         self.bias = nn.Parameter(torch.full((1,), _PRIOR / (1 - _PRIOR)).log())
-        for layer in (self.deltas, self.centerness, self.word):
+        for layer in (self.deltas, self.centerness):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
