@@ -21,7 +21,7 @@ PLAIN = FUSED.but("model.fused=false")
 UNFUSED = GROUNDED.but("model.fused=false")
 """Sentences without fusion: what fusion adds to them."""
 WORLD = (
-    "generated scenes, sixteen of 64 colour-shape pairs in no box of training and in its sentences, 0.4 M parameters"
+    "generated scenes, sixteen of 64 colour-shape pairs in no box of training and in its sentences, 0.9 M parameters"
 )
 TEST, RELATIONS = "scenes:400:11", "relations:300:11"
 NOVEL = withheld_labels("H1")
