@@ -41,7 +41,7 @@ def noise(width: int, height: int) -> Image.Image:
 def test_a_hard_assignment_is_the_likeliest_group_and_passes_gradients_on_as_the_softmax_does(rng):
     scores = torch.randn(2, 3, 5, generator=rng, requires_grad=True)
     weights = torch.randn(2, 3, 5, generator=rng)
-    found = assign(scores, hard=True)
+    found = assign(scores)
     expected = F.one_hot(scores.argmax(1), 3).transpose(1, 2).float()
     torch.testing.assert_close(found, expected)
     (found * weights).sum().backward()
@@ -53,7 +53,7 @@ def test_a_hard_assignment_is_the_likeliest_group_and_passes_gradients_on_as_the
 def test_drawn_groups_come_as_often_as_the_softmax_says():
     scores = torch.tensor([0.0, 1.0, 2.0]).view(1, 3, 1).expand(1, 3, 20_000)
     torch.manual_seed(0)
-    drawn = assign(scores, hard=True, noise=1.0)
+    drawn = assign(scores, noise=1.0)
     torch.testing.assert_close(drawn.mean(2)[0], scores[0, :, 0].softmax(0), atol=0.015, rtol=0)
 
 

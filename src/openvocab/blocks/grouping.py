@@ -107,8 +107,8 @@ class GroupedFeatures:
         return maps
 
 
-def assign(scores: Assignment, hard: bool, noise: float = 0.0) -> Assignment:
-    """A token's distribution over groups: softmax over groups, with so much Gumbel noise, one-hot if `hard`.
+def assign(scores: Assignment, noise: float = 0.0) -> Assignment:
+    """Each token to its likeliest group, by scores with so much Gumbel noise.
 
     The one-hot passes gradients on as the softmax does (straight-through): onehot + A - stop_gradient(A).
     """
@@ -117,8 +117,6 @@ def assign(scores: Assignment, hard: bool, noise: float = 0.0) -> Assignment:
         drawn = torch.distributions.Gumbel(zero, zero + 1, validate_args=False).sample(scores.shape)
         scores = scores + noise * torch.as_tensor(drawn)
     soft = scores.softmax(dim=-2)
-    if not hard:
-        return soft
     chosen = torch.zeros_like(soft).scatter_(-2, soft.argmax(dim=-2, keepdim=True), 1.0)
     return chosen - soft.detach() + soft
 
@@ -177,12 +175,11 @@ class GroupingBlock(nn.Module):
         if config.centred:
             keys = keys - keys.mean(dim=1, keepdim=True)
         scores = self.q(groups) @ keys.transpose(1, 2) * config.dim**-0.5
-        chosen = scores.softmax(dim=-2)
-        if config.grouping == "hard":
-            chosen = assign(scores, True, config.noise if self.training else 0.0)
+        soft = scores.softmax(dim=-2)
+        chosen = assign(scores, config.noise if self.training else 0.0) if config.grouping == "hard" else soft
         mean = chosen @ self.v(x) / (chosen.sum(dim=-1, keepdim=True) + config.eps)
         segments = groups + self.out(mean) if config.residual else self.out(mean)
-        return segments + self.mlp(self.norm(segments)), scores.softmax(dim=-2)
+        return segments + self.mlp(self.norm(segments)), soft
 
 
 class GroupingStage(nn.Module):
@@ -218,10 +215,9 @@ class GroupingStage(nn.Module):
         group_tokens = self.group_tokens.expand(len(x), -1, -1)
         if self.from_before is not None and before is not None:
             group_tokens = group_tokens + self.from_before(before)
-        count = x.shape[1]
         together = self.blocks(torch.cat([x, group_tokens], dim=1)).tokens
-        group_tokens = together[:, count:]
-        segments, assignment = self.grouping(together[:, :count], group_tokens)
+        x, group_tokens = together.split([x.shape[1], group_tokens.shape[1]], dim=1)
+        segments, assignment = self.grouping(x, group_tokens)
         return segments, group_tokens, assignment
 
 
@@ -230,19 +226,16 @@ class GroupingTower(nn.Module):
 
     def __init__(self, config: GroupingConfig):
         super().__init__()
-        self.config = config
-        if config.stem == "convolutions":
-            self.stem = convolutions(config.dim, config.patch_size)
-        else:
-            self.stem = nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size)
+        self.config, dim, patch = config, config.dim, config.patch_size
+        patches = config.stem == "patches"
+        self.stem = nn.Conv2d(3, dim, patch, stride=patch) if patches else convolutions(dim, patch)
         self.stem_norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         self.positions = nn.Parameter(torch.empty(config.grid[0] * config.grid[1], config.dim))
         self.stages = nn.ModuleList(GroupingStage(config, stage) for stage in range(len(config.depths)))
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
         normal_(self.positions, std=0.02)
         for stage in self.stages:
-            if len(stage.blocks):  # type: ignore[arg-type]
-                initialize_blocks(stage.blocks, config.dim)  # type: ignore[arg-type]
+            initialize_blocks(stage.blocks, config.dim)  # type: ignore[arg-type]
 
     def forward(self, images: Images) -> GroupedFeatures:
         """Pictures of any size whose sides are multiples of the patch."""
@@ -289,8 +282,7 @@ def refined(
         return padded[:, pad + dy : pad + dy + height, pad + dx : pad + dx + width]
 
     around = F.pad(guide[None], (pad,) * 4, mode="replicate")[0]
-    apart = [(shifted(around, *shift) - guide).square().sum(0) for shift in shifts]
-    weights = [(-each / (2 * colour**2)).exp() for each in apart]
+    weights = [(-(shifted(around, *by) - guide).square().sum(0) / (2 * colour**2)).exp() for by in shifts]
     total = 1 + sum(weights)
     for _ in range(rounds):
         padded = F.pad(maps[None], (pad,) * 4, mode="replicate")[0]

@@ -215,7 +215,7 @@ def initialize_blocks(blocks: Transformer, dim: int) -> None:
     qkv: dim^-1/2; everything written to the residual stream: (2 layers dim)^-1/2; mlp.up: (2 dim)^-1/2;
     attention biases 0; the rest is PyTorch's default.
     """
-    attention, residual, up = dim**-0.5, (2 * len(blocks) * dim) ** -0.5, (2 * dim) ** -0.5
+    attention, residual, up = dim**-0.5, (2 * max(1, len(blocks)) * dim) ** -0.5, (2 * dim) ** -0.5
     for block in blocks:
         normal_(block.attention.qkv.weight, std=attention)  # type: ignore[union-attr]
         nn.init.zeros_(block.attention.qkv.bias)  # type: ignore[union-attr]

@@ -230,4 +230,5 @@ SYSTEM = System(
     load=load,
     to_hf=to_hf,
     parameters={"paper": 55_726_610},
+    minutes={"small": 18.0},
 )
