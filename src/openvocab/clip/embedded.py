@@ -94,6 +94,8 @@ class EmbeddedFolder:
         with storage.atomic_path(self.folder / _VECTORS) as path:
             joined, start = None, 0
             for vectors, _, _ in self._parts(parts):
+                if not len(vectors):
+                    continue
                 if joined is None:
                     shape = (len(keys), vectors.shape[1])
                     joined = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
@@ -123,7 +125,7 @@ def join(parts: Iterable[Embedded], failures: dict[str, str]) -> Embedded:
         failures = failures | part.failures
     keys = tuple(itertools.chain.from_iterable(part.keys for part in parts))
     _check_any(keys, failures)
-    return Embedded(keys, torch.cat([part.vectors for part in parts]), failures, parts[0].fingerprint)
+    return Embedded(keys, torch.cat([part.vectors for part in parts if part.keys]), failures, parts[0].fingerprint)
 
 
 def _check_any(keys: Sequence[str], failures: dict[str, str]) -> None:

@@ -169,6 +169,11 @@ _BERT_BLOCK = {
 }
 
 
+def openai_blocks(ours: str, theirs: str) -> list[Rule]:
+    """A stack of blocks of OpenAI's CLIP."""
+    return _blocks(ours, theirs, _OPENAI_BLOCK, ("attn.in_proj_{p}",))
+
+
 def hf_blocks(ours: str, theirs: str) -> list[Rule]:
     """A stack of blocks of `transformers`' CLIP family."""
     return _blocks(ours, theirs, _HF_BLOCK, _HF_QKV)
@@ -189,7 +194,7 @@ def _openai_vit() -> list[Rule]:
         same("image.class_token", "visual.class_embedding"),
         same("image.positions", "visual.positional_embedding"),
         same("image.pre_norm.{p}", "visual.ln_pre.{p}"),
-        *_blocks("image.blocks", "visual.transformer.resblocks", _OPENAI_BLOCK, ("attn.in_proj_{p}",)),
+        *openai_blocks("image.blocks", "visual.transformer.resblocks"),
         same("image.norm.{p}", "visual.ln_post.{p}"),
         transpose("image.projection.weight", "visual.proj"),
     ]
@@ -277,7 +282,7 @@ def _openai_text(prefix: str = "") -> list[Rule]:
     return [
         same("text.embedding.weight", f"{prefix}token_embedding.weight"),
         same("text.positions", f"{prefix}positional_embedding"),
-        *_blocks("text.blocks", f"{prefix}transformer.resblocks", _OPENAI_BLOCK, ("attn.in_proj_{p}",)),
+        *openai_blocks("text.blocks", f"{prefix}transformer.resblocks"),
         same("text.norm.{p}", f"{prefix}ln_final.{{p}}"),
     ]
 

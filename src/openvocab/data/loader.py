@@ -118,7 +118,7 @@ class _FromMemory:
                 "negative_tokens": self.tokens[torch.from_numpy(others)],
                 "negative_ids": torch.from_numpy(self.text_ids[others]),
             }
-        return Fetched(_trimmed(batch) if self.trim else batch, {}, int(self.truncated[texts].sum()))
+        return Fetched(trimmed(batch) if self.trim else batch, {}, int(self.truncated[texts].sum()))
 
     def _others(self, rows: Rows) -> Int64[np.ndarray, " negative"]:
         """Captions in random order, without any of the batch's own pictures; equally many each step, on every rank."""
@@ -153,7 +153,7 @@ class _FromFiles:
             "image_ids": torch.tensor(ids),
             "text_ids": torch.tensor(text_ids),
         }
-        return Fetched(_trimmed(batch) if self.trim else batch, broken, int(truncated.sum()))
+        return Fetched(trimmed(batch) if self.trim else batch, broken, int(truncated.sum()))
 
     def _read(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
         captions = self.pairs.captions(index)
@@ -162,7 +162,7 @@ class _FromFiles:
         return self.pairs.image(index), captions
 
 
-def _trimmed(batch: Batch) -> Batch:
+def trimmed(batch: Batch) -> Batch:
     """Without the tokens after the longest caption."""
     for name in batch.keys() & {"tokens", "negative_tokens"}:
         used = batch[name].any(dim=0)

@@ -14,7 +14,8 @@ from openvocab.system import Recipe
 class Arm:
     """What `openvocab train` is told; `init` is an arm from whose model of the same seed this one goes on.
 
-    Without it a system that needs a model begins from that of its record, trained once for all seeds.
+    Without it a system that needs a model begins from that of its record, trained once for all seeds. `seed` is for
+    an arm that others go on from: it is trained once too, with this seed.
     """
 
     settings: tuple[str, ...] = ()
@@ -22,6 +23,7 @@ class Arm:
     size: str = "small"
     data: str = "scenes"
     init: "Arm | None" = None
+    seed: int | None = None
 
     def but(self, *settings: str) -> "Arm":
         """The same with further settings."""
@@ -51,7 +53,7 @@ class Arm:
         return storage.cache_folder("studies") / f"{self.system}-{name}"
 
     def _settings(self, seed: int) -> tuple[str, ...]:
-        return (*self.settings, f"fit.seed={seed}")
+        return (*self.settings, f"fit.seed={seed if self.seed is None else self.seed}")
 
 
 def trained(arm: Arm, seed: int) -> Path:

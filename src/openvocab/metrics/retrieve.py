@@ -5,7 +5,7 @@ a query is one plus the number of negatives that score at least as high as its b
 that a collapsed model scores nothing, and the other positives of the query are not in its way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -36,14 +36,17 @@ def retrieval(
 
 
 def summarize_ranks(
-    t2i: Int[Tensor, " text"], i2t: Int[Tensor, " query_image"], ks: Sequence[int] = RECALLS
+    t2i: Int[Tensor, " text"],
+    i2t: Int[Tensor, " query_image"],
+    ks: Sequence[int] = RECALLS,
+    ways: tuple[str, str] = ("t2i", "i2t"),
 ) -> dict[str, float]:
     """The figures of `retrieval` from the ranks of both directions."""
     out: dict[str, float] = {}
-    for name, ranks in (("t2i", t2i), ("i2t", i2t)):
+    for name, ranks in zip(ways, (t2i, i2t)):
         for k in ks:
             out[f"{name}_r@{k}"] = (ranks <= k).double().mean().item()
-    for name, ranks in (("t2i", t2i), ("i2t", i2t)):
+    for name, ranks in zip(ways, (t2i, i2t)):
         out[f"{name}_median_rank"] = ranks.double().quantile(0.5).item()
     return out
 
@@ -61,6 +64,27 @@ def retrieval_ranks(
     described = text_image_index.unique()
     i2t = _ranks(image_embeds[described], text_embeds, described, text_image_index)
     return t2i, i2t
+
+
+def score_ranks(
+    blocks: Iterable[Float[Tensor, "_ clip"]], text_clip_index: Int[Tensor, " text"]
+) -> tuple[Int[Tensor, " text"], Int[Tensor, " query_clip"]]:
+    """Ranks where each text is scored with each clip, some texts at a time; several texts for a clip (MSVD's protocol).
+
+    A text is asked for its clip among the clips. A clip is asked for its own among the described clips, each of which
+    scores what its best text does. Ties count against us, see above.
+    """
+    t2v, start, best = [], 0, torch.empty(0)
+    for scores in blocks:
+        own = text_clip_index[start : start + len(scores)]
+        if not start:
+            best = scores.new_full((scores.shape[1], scores.shape[1]), float("-inf"))
+        t2v.append((~(scores < scores.gather(1, own[:, None]))).sum(1).clamp(min=1))
+        best.scatter_reduce_(0, own[:, None].expand_as(scores), scores, "amax")
+        start += len(scores)
+    described = text_clip_index.unique()
+    best = best[described][:, described]
+    return torch.cat(t2v), (~(best < best.diagonal())).sum(0).clamp(min=1)
 
 
 def _ranks(

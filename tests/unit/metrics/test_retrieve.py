@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
 from openvocab.metrics import retrieve
-from openvocab.metrics.retrieve import retrieval, retrieval_ranks
+from openvocab.metrics.retrieve import retrieval, retrieval_ranks, score_ranks
 
 
 @pytest.fixture
@@ -100,3 +100,29 @@ def test_impossible_indices_are_refused():
         retrieval(torch.eye(2), torch.eye(2), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="found 2 and 0"):
         retrieval(torch.eye(2), torch.empty(0, 2), torch.tensor([], dtype=torch.int64))
+
+
+def test_ties_count_against_us_where_scores_are_given():
+    """The official code of CLIP4Clip counts each tied candidate as a hit of its own: eight ranks for these four."""
+    scores = torch.tensor([[0.9, 0.1, 0.9, 0.0], [0.2, 0.8, 0.1, 0.0], [0.3, 0.3, 0.3, 0.3], [0.7, 0.6, 0.5, 0.4]])
+    t2v, v2t = score_ranks([scores], torch.arange(4))
+    assert t2v.tolist() == [2, 1, 4, 4]
+    assert v2t.tolist() == [1, 1, 3, 1]
+
+
+def test_a_clip_competes_with_its_best_text(rng):
+    """MSVD's protocol by brute force: any number of texts a clip, clips without one are candidates for texts alone."""
+    index = torch.tensor([3, 0, 1, 1, 3, 3, 0, 4])
+    scores = torch.randn(8, 6, generator=rng)
+    t2v, v2t = score_ranks(scores.split(3), index)
+    for text, rank in enumerate(t2v.tolist()):
+        assert scores[text].argsort(descending=True)[rank - 1] == index[text]
+    described = [0, 1, 3, 4]
+    for clip, rank in zip(described, v2t.tolist(), strict=True):
+        best = [scores[index == other, clip].max().item() for other in described]
+        assert rank == 1 + sum(value > scores[index == clip, clip].max().item() for value in best)
+
+
+def test_scores_that_are_no_numbers_are_hits_of_nobody():
+    t2v, v2t = score_ranks([torch.full((3, 3), float("nan"))], torch.arange(3))
+    assert t2v.tolist() == v2t.tolist() == [3, 3, 3]
