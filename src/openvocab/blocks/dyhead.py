@@ -1,7 +1,7 @@
 """Dynamic head: attention over the scales, places and tasks of a pyramid (Dai et al. 2021, arXiv 2106.08322).
 
 Each level sees itself and its two neighbours, each through a modulated deformable convolution (Zhu et al. 2019, arXiv
-1811.11168) whose offsets come from the level itself:
+1811.11168) whose offsets come from the level itself, or through a plain one:
 
     y(p) = sum_k w_k x(p + p_k + dp_k) m_k       p_k a cell of the kernel; x between places is interpolated, outside 0
 """
@@ -40,7 +40,7 @@ def deformable_convolution(
 
 
 class DeformableConv(nn.Module):
-    """A deformable convolution whose offsets are given, then GroupNorm."""
+    """A deformable convolution whose offsets are given, or a plain one, then GroupNorm."""
 
     def __init__(self, dim: int, stride: int):
         super().__init__()
@@ -49,7 +49,9 @@ class DeformableConv(nn.Module):
         nn.init.normal_(self.weight, std=0.01)
         self.norm = nn.GroupNorm(max(1, dim // _GROUP), dim)
 
-    def forward(self, x: Map, offsets: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Map, offsets: Tensor | None, mask: Tensor | None) -> Tensor:
+        if offsets is None or mask is None:
+            return self.norm(F.conv2d(x, self.weight, self.bias, self.stride, padding=1))
         return self.norm(deformable_convolution(x, offsets, mask, self.weight, self.bias, self.stride))
 
 
@@ -76,16 +78,17 @@ class DyConv(nn.Module):
         official_offsets: a level's offsets, which lie on its own grid, meet the coarser one's convolution as the first
             so many numbers of their memory, which is what the published weights were trained with. Otherwise they are
             resized to the coarser grid.
+        deformable: plain convolutions without.
     """
 
-    def __init__(self, dim: int, official_offsets: bool):
+    def __init__(self, dim: int, official_offsets: bool, deformable: bool = True):
         super().__init__()
         self.official_offsets = official_offsets
         self.coarser, self.same, self.finer = (DeformableConv(dim, stride) for stride in (1, 1, 2))
-        self.offset = nn.Conv2d(dim, 3 * _CELLS, 3, padding=1)
+        self.offset = nn.Conv2d(dim, 3 * _CELLS, 3, padding=1) if deformable else None
         self.scale = nn.Conv2d(dim, 1, 1)
         self.activation = DyReLU(dim)
-        for module in (self.offset, self.scale):
+        for module in filter(None, (self.offset, self.scale)):
             nn.init.normal_(module.weight, std=0.01)
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
@@ -94,8 +97,10 @@ class DyConv(nn.Module):
 
     def _level(self, maps: tuple[Tensor, ...], level: int) -> Tensor:
         x = maps[level]
-        told = self.offset(x)
-        offsets, mask = told[:, : 2 * _CELLS], told[:, 2 * _CELLS :].sigmoid()
+        offsets = mask = None
+        if self.offset is not None:
+            told = self.offset(x)
+            offsets, mask = told[:, : 2 * _CELLS], told[:, 2 * _CELLS :].sigmoid()
         seen = [self.same(x, offsets, mask)]
         if level:
             seen.append(self.finer(maps[level - 1], offsets, mask))
@@ -106,7 +111,9 @@ class DyConv(nn.Module):
         weighted = [part * F.hardsigmoid(self.scale(part.mean((2, 3), keepdim=True)).relu()) for part in seen]
         return self.activation(torch.stack(weighted).mean(0))
 
-    def _on(self, told: Tensor, grid: torch.Size) -> Tensor:
+    def _on(self, told: Tensor | None, grid: torch.Size) -> Tensor | None:
+        if told is None:
+            return None
         if self.official_offsets:
             count = told.shape[1] * grid[0] * grid[1]
             return told.flatten(1)[:, :count].view(len(told), told.shape[1], *grid)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from openvocab.blocks.dyhead import DyConv, DyReLU, deformable_convolution
+from openvocab.blocks.dyhead import DeformableConv, DyConv, DyReLU, deformable_convolution
 
 
 def at(plane, y, x):
@@ -84,3 +84,13 @@ def test_levels_are_weighted_means_of_their_neighbours(official):
     moved = layer((maps[0], maps[1], maps[2] + 1))
     assert torch.equal(moved[0], found[0])
     assert not torch.equal(moved[1], found[1])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_plain_convolutions_are_deformable_ones_whose_samples_stay(stride):
+    torch.manual_seed(0)
+    layer, x = randomized(DeformableConv(8, stride)), torch.randn(2, 8, 6, 4)
+    rows, cols = -(-6 // stride), -(-4 // stride)
+    stay, alike = torch.zeros(2, 18, rows, cols), torch.ones(2, 9, rows, cols)
+    torch.testing.assert_close(layer(x, None, None), layer(x, stay, alike))
+    assert DyConv(8, official_offsets=False, deformable=False).offset is None

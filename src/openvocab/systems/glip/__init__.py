@@ -13,7 +13,7 @@ Differs from the official code: sides of pictures become whole multiples of 32 b
 of a prompt are as long as its context allows, not 40 names; training reads offsets of coarser levels resized
 (`official_offsets`), the token [NoObj] is left out, so are dropped branches and dropout in the fusion, and the words of
 a model from scratch are learnt from its own texts. A sentence's phrases are found by `data.nouns`. Small models read
-pictures with a ResNet.
+pictures with a ResNet, and their rounds have plain convolutions and residuals, without which they learn no names.
 
     openvocab train glip --out run                        generated scenes: base pairs in boxes, all in sentences
     openvocab train glip --size paper --data instances.json --init glip-t \
@@ -62,6 +62,8 @@ _SMALL = GLIPConfig(
     rounds=2,
     fusion_dim=128,
     fusion_heads=4,
+    deformable=False,
+    residual=True,
     names_at_once=16,
 )
 SIZES = {
@@ -71,6 +73,8 @@ SIZES = {
         text=BertConfig(vocabulary_size=240, context_length=64, dim=16, layers=1, heads=2, mlp_dim=32),
         longest_px=48,
         dim=16,
+        deformable=True,
+        residual=False,
         names_at_once=None,
         fusion_dim=16,
         fusion_heads=2,
@@ -154,7 +158,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[GLIPConfig]:
     return Recipe(
         model=model,
         data=GLIPData(shown=shown, told=told, names=(8, 16), resize=(1.0, 1.0), most_objects=4),
-        optim=OptimConfig(lr=1e-3, weight_decay=0.05),
+        optim=OptimConfig(lr=2e-3, weight_decay=0.05),
         fit=FitConfig(steps=10 if tiny else 1500, ema_decay=0.99, checkpoint_every_steps=200),
         groups=(GroupConfig(),),
     )

@@ -55,7 +55,9 @@ class GLIPConfig:
     `longest_px`: the long side of a picture at most, whose short side is `preprocess.image_size`.
     `levels`: beyond the last of the encoder's maps each has every second cell of the one before.
     `fused`: rounds let words and places meet; without, words go as BERT read them (GLIP-T (A)).
-    `official_offsets`: see `blocks.dyhead.DyConv`; the published weights need it.
+    `official_offsets`, `deformable`: see `blocks.dyhead.DyConv`; the published weights need both.
+    `residual`: what a round's dynamic head makes is added to what it was given, without which a model that begins from
+    nothing loses the colours on the way; the published weights have none.
     `aggregate`: how a phrase's chance comes from those of its tokens.
     `names_at_once`: names of a prompt at most; None: as many as the context holds.
     `above`, `per_level`, `overlap`, `most`: a place is a candidate if a phrase has so high a chance, the best of each
@@ -75,6 +77,8 @@ class GLIPConfig:
     fusion_dim: int = 2048
     fusion_heads: int = 8
     official_offsets: bool = False
+    deformable: bool = True
+    residual: bool = False
     aggregate: Aggregation = "mean"
     names_at_once: int | None = None
     above: float = 0.05
@@ -133,7 +137,7 @@ class Round(nn.Module):
             sizes = config.dim, config.text.dim, config.fusion_dim, config.fusion_heads
             self.fusion = BiAttentionBlock(*sizes, scale=1 / config.rounds)
             self.language = bert_block(config.text)
-        self.vision = DyConv(config.dim, config.official_offsets)
+        self.vision, self.residual = DyConv(config.dim, config.official_offsets, config.deformable), config.residual
 
     def forward(self, maps: Maps, words: Tensor, mask: Mask) -> tuple[Maps, Tensor]:
         if self.fusion is not None and self.language is not None:
@@ -142,7 +146,8 @@ class Round(nn.Module):
             parts = places.transpose(1, 2).split([each.shape[2] * each.shape[3] for each in maps], 2)
             maps = tuple(part.unflatten(2, each.shape[2:]) for part, each in zip(parts, maps))
             words = self.language(words, bias=mask_bias(mask))
-        return self.vision(maps), words
+        seen = self.vision(maps)
+        return tuple(a + b for a, b in zip(maps, seen)) if self.residual else seen, words
 
 
 class GLIP(SystemModel):
