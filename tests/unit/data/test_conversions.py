@@ -1,0 +1,51 @@
+"""The conversions of docs/datasets, run on files in exactly those formats."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from videos import write_video
+
+from openvocab.data.clips import ClipsConfig, Sampling, open_clips
+
+DOCS = Path(__file__).parents[3] / "docs" / "datasets"
+
+
+def conversion(name: str) -> dict:
+    code = re.search(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL)
+    assert code is not None
+    body = code[1].split('"""')[-1].strip().splitlines()
+    assert len(body) <= 20
+    found: dict = {}
+    exec(code[1], found)
+    return found
+
+
+@pytest.fixture
+def msrvtt(tmp_path):
+    videos = [{"video_id": f"video{i}", "split": "train", "url": ""} for i in range(3)]
+    sentences = [{"video_id": f"video{i % 3}", "caption": f"caption {i}", "sen_id": i} for i in range(6)]
+    (tmp_path / "MSRVTT_data.json").write_text(json.dumps({"videos": videos, "sentences": sentences}))
+    (tmp_path / "MSRVTT_train.9k.csv").write_text("video_id\nvideo0\nvideo1\n")
+    with (tmp_path / "MSRVTT_JSFUSION_test.csv").open("w", newline="") as file:
+        rows = [("key", "vid_key", "video_id", "sentence"), ("ret0", "msr2", "video2", "a bar, growing")]
+        csv.writer(file).writerows(rows)
+    write_video(tmp_path / "video0.mp4", 10)
+    write_video(tmp_path / "video2.webm", 10, codec="libvpx", between=0)
+    return tmp_path
+
+
+def test_msrvtt(msrvtt):
+    convert = conversion("msrvtt.md")["msrvtt"]
+    convert(msrvtt, msrvtt / "train.jsonl")
+    train = open_clips(ClipsConfig(source=str(msrvtt / "train.jsonl")))
+    assert [train.captions(index) for index in range(2)] == [("caption 0", "caption 3"), ("caption 1", "caption 4")]
+    assert len(train.read(0, Sampling(fps=10.0))) == 4
+    with pytest.raises(ValueError, match=r"video1\.mp4: no such file"):
+        train.read(1, Sampling())
+    convert(msrvtt, msrvtt / "test.jsonl", "test")
+    test = open_clips(ClipsConfig(source=str(msrvtt / "test.jsonl")))
+    assert test.captions(0) == ("a bar, growing",)
+    assert len(test.read(0, Sampling())) == 1
