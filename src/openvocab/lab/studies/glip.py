@@ -103,6 +103,7 @@ CLAIMS = (
         gate=Gate(figure="gain", above=GAIN),
         world=WORLD,
         study=fusion_gain,
+        seeds=1,
         picture=report.bars_of(
             "AP50, all 64 labels a choice",
             *(f"{arm}, {part}" for part in ("base", "novel") for arm in _ARMS),
@@ -116,6 +117,7 @@ CLAIMS = (
         gate=Gate(figure="recall@1", above=ATTRIBUTES),
         world=WORLD,
         study=grounding_recall,
+        seeds=1,
     ),
     Claim(
         name="glip-relations",
@@ -125,6 +127,7 @@ CLAIMS = (
         gate=Gate(figure="recall@1", above=RELATED),
         world=WORLD,
         study=relations,
+        seeds=1,
         picture=report.bars_of(
             "recall@1 of phrases that fit two objects", "sentences, fused", "sentences", "boxes, fused", "boxes"
         ),
