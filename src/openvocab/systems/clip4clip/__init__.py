@@ -140,7 +140,9 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIP4ClipConfig]:
             groups=(slow, head),
         )
     tiny = size == "tiny"
-    clips = replace(clips, num_clips=64, batch_size=16) if tiny and source == "scenes" else clips
+    clips = (
+        replace(clips, num_clips=64, batch_size=16) if tiny and source == "scenes" else replace(clips, batch_size=256)
+    )
     return Recipe(
         model=SIZES[size],
         data=CLIP4ClipData(clips=clips),
@@ -171,7 +173,13 @@ def prepare(
             if part is not None:
                 part.requires_grad_(False)
         model.to(_device())
+        group = distributed.world()
+        first = distributed.rank(group) == 0
+        if not first:
+            distributed.barrier(group)  # until the features lie in the cache
         look = look_up(model.features(clips, kept=True), clips)
+        if first:
+            distributed.barrier(group)
     else:
         look = look_at(clips, config.sampling, model.preprocessing)
     tokenize = partial(init.tokenizer, context_length=init.config.text.context_length)
@@ -219,5 +227,5 @@ SYSTEM = System(
     example=example,
     load=load,
     init=("clip", "dense"),
-    minutes={"small": 2.0},
+    minutes={"small": 3.0},
 )
