@@ -103,7 +103,7 @@ def build(config: CLIPSegConfig | str, clip: CLIP | None = None) -> CLIPSeg:
 
 
 def embed(model: CLIPSeg, batch: Batch) -> dict[str, Tensor]:
-    """The logits of each picture's own prompts: words, and a share of a picture where the batch has some."""
+    """Logits of each picture's own prompts, words or a share of a picture: (picture, prompt, height, width)."""
     conditions = model.read(batch["tokens"].flatten(0, -2))
     if "prompt_images" in batch:
         weights = batch["text_weights"].flatten()[:, None]
@@ -111,13 +111,13 @@ def embed(model: CLIPSeg, batch: Batch) -> dict[str, Tensor]:
         pictures = batch["prompt_images"].flatten(0, -4)[shown]
         blends = torch.lerp(model.look(pictures), conditions[shown], weights[shown])
         conditions = conditions.index_copy(0, shown, blends)
-    return {"logits": model(batch["images"], conditions)}
+    return {"logits": model(batch["images"], conditions).unflatten(0, (len(batch["images"]), -1))}
 
 
 def loss(model: CLIPSeg, batch: Batch, embeds: dict[str, Tensor]) -> Losses:
     """Binary cross-entropy of every pixel (section 4)."""
-    masks = batch["masks"].flatten(0, -3)
-    return {"loss": F.binary_cross_entropy_with_logits(embeds["logits"].float(), masks.float())}
+    logits = embeds["logits"].float()
+    return {"loss": F.binary_cross_entropy_with_logits(logits, batch["masks"].to(logits).view_as(logits))}
 
 
 def example(model: CLIPSeg, rows: int) -> Batch:
