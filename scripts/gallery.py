@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from openvocab import loading, systems
+from openvocab.clip.regions import Detection
 from openvocab.data.annotated import open_source
 from openvocab.lab.overlay import label_colours
 from openvocab.lab.study import Arm
@@ -63,8 +64,14 @@ def dense(count: int = 6, zoom: int = 2) -> Image.Image:
             continue
         model = loading.load(trained.folder(0))
         model = systems.get(name).build("tiny", model) if name == "maskclip" else model
-        columns[name] = [painted(model.segment(each.image, CLASSES).classes.numpy() + 1) for each in shown]
-    columns["truth"] = [painted(each.classes) for each in shown]
+        how = {"none_below": 0.9, "short_side_px": 64} if name == "groupvit" else {}
+        columns[name] = [painted(model.segment(each.image, CLASSES, **how).classes.numpy() + 1) for each in shown]
+    for name, arm in (("vild", Arm(system="vild", settings=("model.method=text",))), ("glip", Arm(system="glip"))):
+        arm = arm if name == "glip" else Arm(system="vild", settings=("model.method=vild",), init=arm)
+        if (arm.folder(0) / "model").exists():
+            model = loading.load(arm.folder(0))
+            columns[name] = [framed(model.detect(each.image, CLASSES, score_above=0.3), each.image) for each in shown]
+    columns["truth"] = [painted(each.classes) for each in shown if each.classes is not None]
     side, head = 64 * zoom, 20
     page = Image.new("RGB", ((side + GAP) * len(columns) + GAP, head + (side + GAP) * count), "white")
     for at, (name, pictures) in enumerate(columns.items()):
@@ -73,6 +80,15 @@ def dense(count: int = 6, zoom: int = 2) -> Image.Image:
             big = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
             page.paste(big, (GAP + at * (side + GAP), head + row * (side + GAP)))
     return page.quantize(128)
+
+
+def framed(found: Detection, picture: Image.Image) -> np.ndarray:
+    """Boxes as lines of the colour of their class over a pale picture, the surest on top."""
+    pale = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, "white"), 0.6)
+    colours, draw = label_colours(len(CLASSES)), ImageDraw.Draw(pale)
+    for box, row in zip(found.boxes_xyxy_px.flip(0).tolist(), found.label_ids.flip(0).tolist()):
+        draw.rectangle([round(side) for side in box], outline=tuple(colours[row].tolist()), width=2)
+    return np.array(pale)
 
 
 def painted(classes: np.ndarray) -> np.ndarray:

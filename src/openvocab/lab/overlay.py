@@ -74,12 +74,13 @@ def overlay(found: Segmentation, picture: Image.Image) -> Image.Image:
 
 
 def boxes(found: Detection, picture: Image.Image) -> Image.Image:
-    """The picture with a frame around each box, a colour for each label that occurs, and the names at the frames."""
+    """The picture with a named frame around each box, the surest on top, a colour for each label that occurs."""
     canvas = picture.convert("RGB")
     draw, font, width = ImageDraw.Draw(canvas), ImageFont.load_default(11), max(1, min(picture.size) // 200)
     shown = found.label_ids.unique().tolist()
     colours = dict(zip(shown, label_colours(len(shown)).tolist()))
-    for box, row, score in zip(found.boxes_xyxy_px.tolist(), found.label_ids.tolist(), found.scores.tolist()):
+    surest_last = (each.flip(0).tolist() for each in (found.boxes_xyxy_px, found.label_ids, found.scores))
+    for box, row, score in zip(*surest_last):
         left, top, right, bottom = (round(edge) for edge in box)
         colour, words = tuple(colours[row]), f"{found.labels[row]} {score:.0%}"
         draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
