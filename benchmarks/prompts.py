@@ -108,7 +108,8 @@ def theirs(picture: Any, folder: Path) -> dict[str, dict[str, Work]]:
     def best(count: int) -> Any:
         return model(**read(count), **images(picture, return_tensors="pt"))
 
-    clipseg, shown = CLIPSegForImageSegmentation(CLIPSegConfig()).eval(), ViTImageProcessor(size=352)
+    published = CLIPSegConfig(vision_config={"patch_size": 16}, reduce_dim=64)
+    clipseg, shown = CLIPSegForImageSegmentation(published).eval(), ViTImageProcessor(size=352)
 
     @torch.inference_mode()
     def repeated(count: int) -> Any:
