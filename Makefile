@@ -31,7 +31,7 @@ learn:  ## trains small models that show the papers' points
 
 bench:  ## side by side with peers, into benchmarks/results
 	$(call setup,.venv-peers,peers)
-	for script in coverage tokenizer preprocess loss world embed train; do $(PEERS) benchmarks/$$script.py || exit 1; done
+	for script in coverage tokenizer preprocess loss world embed train video; do $(PEERS) benchmarks/$$script.py || exit 1; done
 
 speedrun:  ## seconds from random weights to 95 % on held-out colour-shape pairs
 	$(call setup,.venv,fast)

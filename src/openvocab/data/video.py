@@ -110,6 +110,8 @@ class Video:
 
     def _decode(self, wanted: Int64[np.ndarray, " wanted"]) -> Iterator[Frame]:
         with _opened(self.path) as (container, stream):
+            to_rgb = require("av", "video", f"{self.path}: reading videos").video.reformatter.VideoReformatter()
+            stream.thread_type = "AUTO"
             decoded: Iterator[Any] = iter(())
             shown = ahead = None
             for tick in wanted.tolist():
@@ -121,7 +123,8 @@ class Video:
                     shown, ahead = ahead, next(decoded, None)
                 if shown is None:
                     raise ValueError(f"{self.path}: none of its pictures can be decoded")
-                yield Frame(float(shown.time), _upright(shown, self.turn_deg))
+                pixels = to_rgb.reformat(shown, format="rgb24").to_ndarray()
+                yield Frame(float(shown.time), np.ascontiguousarray(np.rot90(pixels, self.turn_deg // 90)))
 
 
 def open_video(path: str | os.PathLike[str]) -> Video:
@@ -192,7 +195,3 @@ def _from_keys(container: Any, stream: Any, keys: list[int], tick: int) -> Itera
 
 def _timed(frames: Iterable[Any]) -> Iterator[Any]:
     return (frame for frame in frames if frame.pts is not None)
-
-
-def _upright(frame: Any, turn_deg: int) -> UInt8[np.ndarray, "height width 3"]:
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turn_deg // 90))
