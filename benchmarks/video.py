@@ -1,7 +1,7 @@
 """Reading videos: ours beside OpenCV's loop, on real files: every picture, one a second, twelve spread over the file.
 
 `documented` is how CLIP4Clip's loader and most tutorials do it: seek to each wanted frame by its number and read it.
-`best` seeks nothing: it passes over what is not wanted (`grab`) and converts what is (`retrieve`). Both turn BGR to RGB.
+`best` seeks nothing: it passes over what is not wanted (`grab`), converts what is (`retrieve`). Both turn BGR to RGB.
 `right` counts the pictures that are, to a grey level or two, those that PyAV's full decode has at that number.
 
     .venv-peers/bin/python benchmarks/video.py
