@@ -16,6 +16,8 @@ Shown = Bool[Tensor, "clip frame"]
 _HIDDEN = -1e6
 """Added to the attention scores of frames that are not there; a clip without frames stays finite."""
 _NORM_EPS = 1e-12
+_PAIRS = 1024
+"""Of texts and clips that a tight head reads at once."""
 
 
 def mean_pool(frames: Frames, shown: Shown) -> Float[Tensor, "clip dim"]:
@@ -73,9 +75,10 @@ class TightTransf(nn.Module):
     def forward(self, texts: Float[Tensor, "text dim"], frames: Frames, shown: Shown) -> Float[Tensor, "text clip"]:
         bias = _HIDDEN * F.pad(~shown, (1, 0))[:, None, None].to(frames)
         rows = []
-        for text in texts:
-            joined = torch.cat([text.expand(len(frames), 1, -1), frames], dim=1)
+        for part in texts.split(max(1, _PAIRS // len(frames))):
+            pairs = part[:, None, None].expand(-1, len(frames), 1, -1), frames.expand(len(part), -1, -1, -1)
+            joined = torch.cat(pairs, dim=2).flatten(0, 1)
             x = self.dropout(joined + self.positions[: joined.shape[1]])
-            first = self.norm(self.blocks(x, bias=bias).tokens[:, 0])
-            rows.append(self.score(quick_gelu(self.dense(first))).squeeze(1))
-        return torch.stack(rows)
+            first = self.norm(self.blocks(x, bias=bias.repeat(len(part), 1, 1, 1)).tokens[:, 0])
+            rows.append(self.score(quick_gelu(self.dense(first))).view(len(part), -1))
+        return torch.cat(rows)
