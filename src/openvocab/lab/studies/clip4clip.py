@@ -100,13 +100,14 @@ def fusion(seed: int) -> Figures:
     """How often a clip is given its own sentence of all, and the seconds that a model takes to say so of all clips."""
     test, figures = clips(seed), {}
     said = [(row, action) for row in range(len(CLASSES)) for action in TOLD]
-    texts = [sentence(row, action) for row, action in said]
-    true = torch.tensor([said.index(pair) for pair in zip(test.clips.class_id.tolist(), map(test.label, range(600)))])
+    drawn, names = test.clips, tuple(ACTIONS)
+    shown = zip(drawn.class_id.tolist(), drawn.action.tolist())
+    true = torch.tensor([said.index((row, names[action])) for row, action in shown])
     for name, arm in {"late": LATE, "early": EARLY}.items():
         model = loading.load(trained(arm, seed) / "model")
         found = model.features(test, kept=True)
         began = time.process_time()
-        best = torch.cat(list(model.score_blocks(texts, found))).argmax(0)
+        best = torch.cat(list(model.score_blocks([sentence(*pair) for pair in said], found))).argmax(0)
         figures |= {name: (best == true).double().mean().item(), f"{name}, seconds": time.process_time() - began}
     return {"ahead": figures["late"] - figures["early"], **figures}
 
