@@ -69,7 +69,7 @@ def choices(model: CLIP4Clip, test: MotionClips) -> Bool[Tensor, "way clip"]:
     """Whether a clip fits its own sentence better than that of the reverse action: played forwards, and backwards."""
     drawn, names = test.clips, tuple(ACTIONS)
     said = [
-        [sentence(row, names[action]) for row, action in zip(drawn.class_id, actions)]
+        [sentence(row, names[action]) for row, action in zip(drawn.class_id.tolist(), actions)]
         for actions in (drawn.action, reverse_action(drawn.action))
     ]
     true, false = (embed_texts(model.clip, sentences) for sentences in said)
