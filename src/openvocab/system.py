@@ -38,7 +38,8 @@ class System(Generic[C, M]):
         embed, loss: the loss contract of `openvocab.train.step`.
         evaluate: `evaluate(model, data)` gives figures under the house's metric names.
         example: `example(model, rows)` makes a batch of noise, for the contract of `openvocab.testing`.
-        init: the system and size whose model `small` begins from on generated scenes when it is given none.
+        init: the system, size, data and settings of the training whose model `small` begins from on generated scenes
+            when it is given none; data are scenes where they are not said.
         to_hf: `to_hf(model, folder)` writes what transformers opens.
         parameters, minutes: by size: the published count of parameters, the measured time of its recipe on two cores.
     """
@@ -55,7 +56,7 @@ class System(Generic[C, M]):
     evaluate: Callable[..., dict[str, float]] | None = None
     example: Callable[..., Any] | None = None
     load: Callable[..., M] | None = None
-    init: tuple[str, str] | None = None
+    init: tuple[str, ...] | None = None
     to_hf: Callable[[M, Path], None] | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
     minutes: Mapping[str, float] = field(default_factory=dict)

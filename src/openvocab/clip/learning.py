@@ -20,6 +20,7 @@ from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.pairs import open_pairs
 from openvocab.data.radiographs import open_radiographs
 from openvocab.data.scenes import TEST_SEED, HardNegatives, open_scenes, stream_of
+from openvocab.data.shapes import is_shapes, open_shapes
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.shapes import Tokens
 from openvocab.train import distributed
@@ -85,6 +86,8 @@ def open_data(data: DataConfig, image_size: int, seed: int) -> Pairs:
         raise ValueError(f"{data.pairs.source}: data.hard_negatives need generated scenes, whose captions are parsed")
     if data.pairs.source == "radiographs":
         return open_radiographs(data.num_scenes, seed=seed, size_px=image_size)
+    if is_shapes(data.pairs.source):
+        return open_shapes(data.pairs.source, data.num_scenes, seed=seed, size_px=image_size)
     pairs = open_pairs(data.pairs)
     alpha = isinstance(data.augment, StrongConfig)
     return in_memory(pairs, image_size, alpha=alpha) if data.in_memory else pairs

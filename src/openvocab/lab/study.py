@@ -72,7 +72,10 @@ def trained(arm: Arm, seed: int) -> Path:
 def usual_start(system: str, size: str, data: str) -> Arm | None:
     """The training whose model a system's `small` size begins from on generated scenes, where it needs one."""
     first = systems.get(system).init
-    return Arm(system=first[0], size=first[1]) if first and (size, data) == ("small", "scenes") else None
+    if not first or (size, data) != ("small", "scenes"):
+        return None
+    name, begun, *rest = first
+    return Arm(system=name, size=begun, data=(rest or ["scenes"])[0], settings=tuple(rest[1:]))
 
 
 def start_of(system: str, size: str, data: str) -> str | None:
