@@ -37,6 +37,7 @@ class System(Generic[C, M]):
         prepare: `prepare(recipe, init)` builds the model (or takes `init`) and the stages that `fit` runs.
         embed, loss: the loss contract of `openvocab.train.step`.
         evaluate: `evaluate(model, data)` gives figures under the house's metric names.
+        open: opens such data by the name that `openvocab eval --data` gives it.
         example: `example(model, rows)` makes a batch of noise, for the contract of `openvocab.testing`.
         init: the system, size, data and settings of the training whose model `small` begins from on generated scenes
             when it is given none; data are scenes where they are not said.
@@ -54,6 +55,7 @@ class System(Generic[C, M]):
     recipe: Callable[[str, str], Recipe[C]] | None = None
     prepare: Callable[..., "tuple[M, tuple[Stage, ...]]"] | None = None
     evaluate: Callable[..., dict[str, float]] | None = None
+    open: Callable[[str], Any] | None = None
     example: Callable[..., Any] | None = None
     load: Callable[..., M] | None = None
     init: tuple[str, ...] | None = None

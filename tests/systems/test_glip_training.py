@@ -15,7 +15,7 @@ from openvocab.clip.tokenizer_files import learn_wordpiece
 from openvocab.data.annotated import Annotation, open_annotated
 from openvocab.data.coco import write_coco
 from openvocab.data.scenes import withheld_labels
-from openvocab.lab.dense_evaluation import evaluate_dense
+from openvocab.lab.system_evaluation import evaluate_system
 from openvocab.lab.training import train_system
 from openvocab.systems import glip
 from openvocab.systems.glip.samples import GLIPData, Mixed, Sample, open_mixed
@@ -176,7 +176,7 @@ def test_training_resumes_is_measured_and_reads_files(tmp_path):
         model, open_annotated(replace(glip.recipe("tiny").data.shown, num_scenes=4, holdout="none"))
     )
     assert {"ap50_base", "ap50_novel", "recall@1", "recall@10"} <= set(figures)
-    found = evaluate_dense(str(tmp_path / "run"), "relations:3", "ground")
+    found = evaluate_system(str(tmp_path / "run"), "relations:3", "ground")
     assert set(found["metrics"]) == {f"recall@{k}{name}" for k in (1, 5, 10) for name in ("", "_alike")}
 
     recipe = glip.recipe("tiny")

@@ -22,7 +22,7 @@ from openvocab.clip.vocabulary import vocabulary
 from openvocab.config import to_dict
 from openvocab.data.memory import InMemory
 from openvocab.data.source import Pairs, PairsConfig
-from openvocab.lab import dense_evaluation, evaluation_report, skills
+from openvocab.lab import evaluation_report, skills, system_evaluation
 from openvocab.lab.bias import Audit, measure_bias
 from openvocab.lab.few_shot import SHOTS, few_shot_table
 from openvocab.lab.overlap import overlap
@@ -66,12 +66,12 @@ def evaluate_source(
         ValueError: an unknown task, one without what it needs or with what it does not read, or `train` with other
             classes or the same pictures.
     """
-    if task in dense_evaluation.TASKS:
+    if task in system_evaluation.TASKS:
         if data is None or train or against or export or audit:
-            raise ValueError(f"--task {task} reads --data and --out alone: a COCO json, a folder of masks or scenes")
-        return dense_evaluation.evaluate_dense(source, data, task, out)
+            raise ValueError(f"--task {task} reads --data and --out alone: what its system is tested on, or scenes")
+        return system_evaluation.evaluate_system(source, data, task, out)
     if task not in TASKS:
-        raise ValueError(f"task {task!r}: expected one of {', '.join((*TASKS, *dense_evaluation.TASKS))}")
+        raise ValueError(f"task {task!r}: expected one of {', '.join((*TASKS, *system_evaluation.TASKS))}")
     if (data is None) != (task == "skills"):
         raise ValueError("--task skills has its own pictures, not --data" if data else f"--task {task} needs --data")
     if export and task != "skills":

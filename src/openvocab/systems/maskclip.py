@@ -25,7 +25,7 @@ from openvocab.clip.dense import TINY_CLIP, Segmentation, dense_pixels, measure_
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
 from openvocab.clip.vocabulary import Vocabulary, check_model, vocabulary
-from openvocab.data.annotated import Annotated
+from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.decode import decode, to_rgb
 from openvocab.shapes import Batch, Images
 from openvocab.system import System
@@ -180,5 +180,6 @@ SYSTEM = System(
     build=build,
     embed=embed,
     evaluate=evaluate,
+    open=open_source,
     example=example,
 )

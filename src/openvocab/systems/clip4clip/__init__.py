@@ -204,6 +204,11 @@ def evaluate(model: CLIP4Clip, data: ClipSource) -> dict[str, float]:
     return figures | {name: float(count) for name, count in counts.items()}
 
 
+def open_test(source: str) -> ClipSource:
+    """A clip list, or `scenes:COUNT:STREAM`."""
+    return open_clips(ClipsConfig(source=source))
+
+
 def load(path: Path | str, clip: CLIP | None = None) -> CLIP4Clip:
     """openvocab's folder, or an official checkpoint: a file, which holds its own CLIP."""
     return from_official(path) if Path(path).is_file() else CLIP4Clip.load(path)
@@ -224,6 +229,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_test,
     example=example,
     load=load,
     init=("clip", "dense"),

@@ -32,7 +32,7 @@ from openvocab.clip.learning import annotated_batches
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig, preprocess
 from openvocab.clip.templates import fill
-from openvocab.data.annotated import Annotated, AnnotatedConfig, Annotation, open_annotated
+from openvocab.data.annotated import Annotated, AnnotatedConfig, Annotation, open_annotated, open_source
 from openvocab.data.decode import to_rgb
 from openvocab.data.phrases import Mask, Phrase, Phrases, foreground_square, highlighted
 from openvocab.progress import track
@@ -283,6 +283,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_source,
     example=example,
     load=load,
     init=("clip", "dense"),

@@ -41,7 +41,7 @@ from openvocab.clip.learning import PIXELS, annotated_batches
 from openvocab.clip.model import CLIP
 from openvocab.clip.regions import measure_detection, measure_grounding
 from openvocab.clip.tokenizer_files import learn_wordpiece
-from openvocab.data.annotated import Annotated, AnnotatedConfig
+from openvocab.data.annotated import Annotated, AnnotatedConfig, open_source
 from openvocab.shapes import Batch
 from openvocab.system import Recipe, System
 from openvocab.systems.glip.model import BOX_WEIGHTS, GLIP, GLIPConfig
@@ -209,6 +209,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_source,
     example=example,
     load=load,
     minutes={"small": 9.0},

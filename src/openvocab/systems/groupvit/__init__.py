@@ -36,7 +36,7 @@ from openvocab.clip.learning import (
     usual_run,
 )
 from openvocab.clip.objectives import contrastive_loss
-from openvocab.data.annotated import Annotated
+from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.source import PairsConfig
 from openvocab.metrics.segment import best_segment_iou
 from openvocab.progress import track
@@ -226,6 +226,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_source,
     example=example,
     load=load,
     to_hf=to_hf,

@@ -37,7 +37,7 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.protocols import cut, measure_fold, segment_at_scales
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.clip.weights import read_tensors
-from openvocab.data.annotated import NOTHING, Annotated, AnnotatedConfig, Annotation, open_annotated
+from openvocab.data.annotated import NOTHING, Annotated, AnnotatedConfig, Annotation, open_annotated, open_source
 from openvocab.metrics.segment import IGNORED
 from openvocab.shapes import Batch, Images
 from openvocab.system import Recipe, System
@@ -265,6 +265,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_source,
     example=example,
     load=load,
     init=("clip", "dense"),

@@ -36,7 +36,7 @@ from openvocab.clip.learning import PIXELS, annotated_batches
 from openvocab.clip.model import CLIP
 from openvocab.clip.regions import measure_detection
 from openvocab.config import to_dict
-from openvocab.data.annotated import Annotated, AnnotatedConfig, open_annotated
+from openvocab.data.annotated import Annotated, AnnotatedConfig, open_annotated, open_source
 from openvocab.metrics.detect import proposal_recall
 from openvocab.progress import note
 from openvocab.shapes import Batch
@@ -234,6 +234,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_source,
     example=example,
     load=ViLD.load,
     init=("clip", "dense"),
