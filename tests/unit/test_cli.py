@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -190,6 +191,20 @@ def test_segment_writes_files_that_other_tools_open(tmp_path, capsys):
     with Image.open(found["classes"]) as index:
         assert index.size == (50, 34)
     assert run(["segment", str(tmp_path / "none.png"), *line[2:]]) == 1
+    assert "none.png" in capsys.readouterr().err
+
+
+def test_depth_writes_a_picture_and_metres(tmp_path, capsys):
+    Image.new("RGB", (50, 34), "red").save(tmp_path / "red.png")
+    line = ["depth", str(tmp_path / "red.png"), "--model", "demo"]
+    assert run([*line, "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    depth_m = np.load(found["metres"])["depth_m"]
+    assert depth_m.shape == (34, 50)
+    assert [found["near_m"], found["far_m"]] == pytest.approx([depth_m.min(), depth_m.max()])
+    with Image.open(found["depth"]) as coloured:
+        assert coloured.size == (160, 64)
+    assert run(["depth", str(tmp_path / "none.png"), *line[2:]]) == 1
     assert "none.png" in capsys.readouterr().err
 
 

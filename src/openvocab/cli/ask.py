@@ -145,6 +145,31 @@ def segment(
 
 
 @app.command()
+def depth(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    model: Model = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for depth.png, coloured, and depth.npz in metres.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Says how far away every pixel is; any CLIP can, one whose bins are learnt from your pictures can better."""
+    source = chosen_model(model)
+    from openvocab import loading, systems
+    from openvocab.clip.model import CLIP
+    from openvocab.lab import overlay
+
+    opened = loading.load(source)
+    if isinstance(opened, CLIP):
+        opened = systems.get("depthclip").build("tiny", opened)
+    elif not hasattr(opened, "depth"):
+        raise ValueError(f"depth: {source} is a {type(opened).__name__}, which cannot; give a CLIP or a depthclip")
+    depth_m = opened.depth(picture).depth_m
+    files = overlay.write_depth(depth_m, out) if out else {}
+    figures = {"near_m": depth_m.min().item(), "median_m": depth_m.median().item(), "far_m": depth_m.max().item()}
+    result = {"picture": picture, **figures, **files, "model": {"name": opened.name, "bins_m": opened.config.bins_m}}
+    show(result, as_json, "\n".join([table(figures), *files.values()]))
+
+
+@app.command()
 def detect(
     picture: Annotated[str, typer.Argument(help="A picture.")],
     labels: Labels,

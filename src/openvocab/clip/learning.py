@@ -15,6 +15,7 @@ from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.vocabulary import words_of
 from openvocab.data.annotated import Annotated, AnnotatedBatches, AnnotatedConfig, MakeSample
 from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, StrongConfig, Transform
+from openvocab.data.depths import ROOMS, open_room_crops
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.pairs import open_pairs
@@ -88,6 +89,8 @@ def open_data(data: DataConfig, image_size: int, seed: int) -> Pairs:
         return open_radiographs(data.num_scenes, seed=seed, size_px=image_size)
     if is_shapes(data.pairs.source):
         return open_shapes(data.pairs.source, data.num_scenes, seed=seed, size_px=image_size)
+    if data.pairs.source in ROOMS:
+        return open_room_crops(data.num_scenes, seed=seed, size_px=image_size, fog=data.pairs.source == "rooms")
     pairs = open_pairs(data.pairs)
     alpha = isinstance(data.augment, StrongConfig)
     return in_memory(pairs, image_size, alpha=alpha) if data.in_memory else pairs

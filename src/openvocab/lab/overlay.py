@@ -1,20 +1,22 @@
-"""Segmentations and detections as files: an overlay for people; COCO json and others for the tools that annotate."""
+"""Segmentations, detections and distances as files: a picture for people; COCO json and others for tools."""
 
 import colorsys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from openvocab import storage
 from openvocab.clip.dense import NONE, Segmentation
 from openvocab.clip.regions import Detection
 from openvocab.lab import label_studio
+from openvocab.metrics.depth import DepthM
 
 _SHARE = 0.55
 """Of the colour over the picture."""
+_NEAR_TO_FAR = np.array([(253, 231, 90), (245, 140, 60), (190, 55, 85), (85, 25, 110), (15, 15, 50)])
 
 
 def write(found: Segmentation, picture: Image.Image, name: str, out: Path) -> dict[str, str]:
@@ -30,6 +32,31 @@ def write_boxes(found: Detection, picture: Image.Image, name: str, out: Path) ->
     return _pictures({"overlay": boxes(found, picture)}, out) | _tools(
         found.coco(name, picture.size), tasks, interface, out
     )
+
+
+def write_depth(depth_m: DepthM, out: Path) -> dict[str, str]:
+    """`depth.png`, coloured with its scale below, and `depth.npz`, which holds `depth_m`."""
+    with storage.atomic_path(out / "depth.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, depth_m=depth_m.numpy())
+    near, far = depth_m.min().item(), depth_m.max().item()
+    height, width = depth_m.shape
+    canvas = Image.new("RGB", (max(width, 160), height + 30), "white")
+    canvas.paste(Image.fromarray(depth_colours(depth_m.numpy(), near, far)))
+    scale = np.linspace(near, far, canvas.width, dtype=np.float32)[None].repeat(10, 0)
+    canvas.paste(Image.fromarray(depth_colours(scale, near, far)), (0, height + 4))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    draw.text((2, height + 15), f"{near:.2f} m", "black", font)
+    draw.text((canvas.width - 2, height + 15), f"{far:.2f} m", "black", font, anchor="ra")
+    return _pictures({"depth": canvas}, out) | {"metres": str(out / "depth.npz")}
+
+
+def depth_colours(
+    depth_m: Float[np.ndarray, "height width"], near_m: float, far_m: float
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Yellow is near, dark is far."""
+    share = (depth_m - near_m) / max(far_m - near_m, 1e-6) * (len(_NEAR_TO_FAR) - 1)
+    channels = [np.interp(share, range(len(_NEAR_TO_FAR)), channel) for channel in _NEAR_TO_FAR.T]
+    return np.stack(channels, -1).round().astype(np.uint8)
 
 
 def _pictures(images: dict[str, Image.Image], out: Path) -> dict[str, str]:

@@ -40,6 +40,7 @@ from openvocab.clip.learning import (
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.objectives import contrastive_loss, sigmoid_loss
 from openvocab.data.augment import StrongConfig
+from openvocab.data.depths import ROOMS
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.shapes import Batch, Embeds, Scalar
 from openvocab.system import Recipe, System
@@ -160,7 +161,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPConfig]:
             fit=FitConfig(steps=2400, ema_decay=0.99),
             groups=(blocks, GroupConfig()),
         )
-    if size == "small" and source != "scenes":
+    if size == "small" and source not in ("scenes", *ROOMS):
         return Recipe(
             model=FEW_PAIRS,
             data=DataConfig(pairs=pairs, batch_size=64, augment=StrongConfig(), negatives=2048),

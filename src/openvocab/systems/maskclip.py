@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from openvocab.blocks.resnet import ResNet
-from openvocab.blocks.vit import ViT, ViTConfig
+from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.dense import TINY_CLIP, Segmentation, dense_pixels, measure_segmentation, segmented
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
+from openvocab.clip.values import Dense, dense_values, stride
 from openvocab.clip.vocabulary import Vocabulary, check_model, vocabulary
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.decode import decode, to_rgb
@@ -32,8 +31,6 @@ from openvocab.system import System
 
 _ABSENT = -1e4
 """A logit that no softmax gives weight to, and that can be interpolated."""
-
-Dense = Float[Tensor, "image patch embed"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,12 +57,7 @@ class MaskCLIP(nn.Module):
 
     def forward(self, images: Images) -> tuple[Dense, Float[Tensor, "image patch key"], tuple[int, int]]:
         """Unit embeddings and unit keys of every place, row by row, and the grid; sides are multiples of the stride."""
-        tower = self.clip.image
-        if isinstance(tower, ViT):
-            values, keys, grid = _vit_values(tower, images, self.config.values == "repository")
-        else:
-            values, keys, grid = _resnet_values(tower, images)
-        return F.normalize(tower.projection(values), dim=-1), F.normalize(keys, dim=-1), grid
+        return dense_values(self.clip, images, self.config.values == "repository")
 
     def segment(
         self,
@@ -89,9 +81,7 @@ class MaskCLIP(nn.Module):
         if not isinstance(labels, Vocabulary):
             labels = vocabulary(self.clip, labels, templates)
         check_model(self.clip, labels)
-        config = self.clip.config.image
-        stride = config.patch_size if isinstance(config, ViTConfig) else config.stride
-        pixels = dense_pixels(to_rgb(image), self.clip.preprocessing, stride, short_side_px)
+        pixels = dense_pixels(to_rgb(image), self.clip.preprocessing, stride(self.clip), short_side_px)
         with evaluating(self.clip):
             embeds, keys, (rows, cols) = self(pixels.to(self.clip.logit_scale.device))
         logits = (self.clip.scale().detach() * embeds[0] @ labels.embeds.to(embeds).T).float().cpu()
@@ -114,33 +104,6 @@ class MaskCLIP(nn.Module):
             smooth = (weights @ probabilities / weights.sum(1, keepdim=True)).clamp_min(1e-12).log()
             logits = torch.where(probabilities.amax(1, keepdim=True) < config.smooth_below, smooth, logits)
         return logits
-
-
-def _vit_values(tower: ViT, images: Images, repository: bool) -> tuple[Dense, Tensor, tuple[int, int]]:
-    last, lead = len(tower.blocks) - 1, int(tower.class_token is not None)  # type: ignore[arg-type]
-    found = tower(images, layers=(last - 1,))
-    block: Any = tower.blocks[last]  # type: ignore[index]
-    entering = found.layers[0]
-    _, keys, values = block.attention.qkv(block.norm1(entering)).chunk(3, dim=-1)
-    keys, grid = keys[:, lead:], found.grid
-    if tower.pool is not None:
-        values = tower.pool.out(tower.pool.attention.kv(found.tokens).chunk(2, dim=-1)[1])
-        return values + tower.pool.mlp(tower.pool.norm(values)), keys, grid
-    if tower.config.pool == "mean":
-        return found.tokens, keys, grid
-    said = block.attention.out(values)
-    if repository:
-        said = entering + said
-        said = said + block.mlp(block.norm2(said))
-    return tower.norm(said)[:, lead:], keys, grid
-
-
-def _resnet_values(tower: ResNet, images: Images) -> tuple[Dense, Tensor, tuple[int, int]]:
-    found = tower(images)
-    if tower.pool is None:
-        return found.tokens, found.tokens, found.grid
-    keys, values = tower.pool.attention.kv(found.tokens).chunk(2, dim=-1)
-    return values, keys, found.grid
 
 
 def _pools_class_token(clip: CLIP) -> bool:

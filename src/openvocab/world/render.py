@@ -60,7 +60,7 @@ def render(
 
 
 def truth(
-    scenes: Scenes, size_px: int = 32, backdrop_m: Float[np.ndarray, "{size_px} {size_px}"] | None = None
+    scenes: Scenes, size_px: int = 32, backdrop_m: Float[np.ndarray, "scene {size_px} {size_px}"] | None = None
 ) -> Truth:
     """Masks, boxes and depth of the pictures that `render` makes.
 

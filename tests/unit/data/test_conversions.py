@@ -5,10 +5,14 @@ import json
 import re
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
+from scipy.io import savemat
 from videos import write_video
 
 from openvocab.data.clips import ClipsConfig, Sampling, open_clips
+from openvocab.data.depths import open_depths
 
 DOCS = Path(__file__).parents[3] / "docs" / "datasets"
 
@@ -49,3 +53,21 @@ def test_msrvtt(msrvtt):
     test = open_clips(ClipsConfig(source=str(msrvtt / "test.jsonl")))
     assert test.captions(0) == ("a bar, growing",)
     assert len(test.read(0, Sampling())) == 1
+
+
+def test_nyuv2(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures, depths = rng.integers(0, 256, (4, 3, 640, 480), np.uint8), rng.uniform(0.5, 10, (4, 640, 480))
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "w", userblock_size=512) as file:  # as MATLAB's v7.3
+        file["images"], file["depths"] = pictures, depths.astype(np.float32)
+    savemat(tmp_path / "splits.mat", {"trainNdxs": np.array([[2], [3]]), "testNdxs": np.array([[1], [4]])})
+    convert = conversion("nyuv2.md")["nyuv2"]
+    convert(tmp_path / "nyu_depth_v2_labeled.mat", tmp_path / "splits.mat", tmp_path / "test")
+    data = open_depths(str(tmp_path / "test"))
+    assert len(data) == 2
+    second = data.read(1)
+    assert second.key == "00004.png"
+    assert np.array_equal(np.asarray(second.image), pictures[3].transpose(2, 1, 0))
+    assert np.abs(second.depth_m - depths[3].T).max() <= 0.0006
+    convert(tmp_path / "nyu_depth_v2_labeled.mat", tmp_path / "splits.mat", tmp_path / "train", "train")
+    assert [path.name for path in sorted((tmp_path / "train/depth").iterdir())] == ["00002.png", "00003.png"]

@@ -32,3 +32,10 @@ def test_the_files_say_what_the_segmentation_says(tmp_path):
 def test_many_labels_take_sixteen_bits():
     index = np.array(overlay.index_picture(found(tuple(map(str, range(500))))))
     assert int(index[12, 0]) == 500
+
+
+def test_near_is_bright_and_far_is_dark():
+    found = overlay.depth_colours(np.array([[1.0, 2.0, 3.0, 5.0]], np.float32), 1.0, 5.0).astype(int).sum(2)[0]
+    assert (np.diff(found) < 0).all()
+    flat = overlay.depth_colours(np.full((2, 2), 3.0, np.float32), 3.0, 3.0)
+    assert len(np.unique(flat.reshape(-1, 3), axis=0)) == 1
