@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import video_models
 from made import noise
+from video_models import OFFICIAL, official_blocks, official_lstm
 from videos import write_video
 
 from openvocab import loading
 from openvocab.blocks.text import TextConfig
-from openvocab.blocks.vit import ViTConfig
-from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.dense import TINY_CLIP
-from openvocab.clip.model import CLIP, CLIPConfig
-from openvocab.clip.weights import fingerprint
+from openvocab.clip.model import CLIP
 from openvocab.config import override
 from openvocab.data.clips import ClipsConfig, MotionClips, Sampling, open_clips, video_files
 from openvocab.systems import clip4clip as system
@@ -38,14 +37,7 @@ SOURCE = (
 
 
 def words_clip(config=TINY_CLIP) -> CLIP:
-    """Random weights that read the words of generated clips."""
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer([f"{name} {action}" for name in CLASSES for action in ACTIONS], 320, context_length=40)
-    text = replace(config.text, vocabulary_size=tokenizer.vocabulary_size, end_id=tokenizer.end_id)
-    clip = CLIP(replace(config, text=text)).eval()
-    clip.tokenizer, clip.name = tokenizer, "words"
-    clip.fingerprint = fingerprint(clip)
-    return clip
+    return video_models.words_clip([f"{name} {action}" for name in CLASSES for action in ACTIONS], config)
 
 
 def model(head="seqTransf", clip=None, **changes) -> CLIP4Clip:
@@ -62,15 +54,19 @@ def videos(rows=3, frames=4):
     return torch.randn(rows, frames, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
+def look(model, images):
+    return model.look(images, torch.ones(images.shape[:2], dtype=torch.bool))
+
+
 def test_tubes_are_patches_at_the_start_and_see_time_later():
     plain, tubes = model("meanP"), model("meanP", stem="3d")
     tubes.clip.load_state_dict(plain.clip.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(tubes.look(videos()), plain.look(videos()), atol=1e-6, rtol=0)
+        torch.testing.assert_close(look(tubes, videos()), look(plain, videos()), atol=1e-6, rtol=0)
         tubes.tubes.tubes.weight.add_(0.05 * torch.randn(tubes.tubes.tubes.weight.shape))
-        there, back = tubes.look(videos()), tubes.look(videos().flip(1)).flip(1)
+        there, back = look(tubes, videos()), look(tubes, videos().flip(1)).flip(1)
         assert (there - back).abs().max() > 1e-3
-        torch.testing.assert_close(plain.look(videos()), plain.look(videos().flip(1)).flip(1), atol=1e-6, rtol=0)
+        torch.testing.assert_close(look(plain, videos()), look(plain, videos().flip(1)).flip(1), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("stem", ["2d", "3d"])
@@ -80,7 +76,7 @@ def test_frames_behind_the_end_change_no_other(stem):
         found.tubes.tubes.weight.data.add_(0.05 * torch.randn(found.tubes.tubes.weight.shape))
     filled = F.pad(videos(frames=2), (0, 0, 0, 0, 0, 0, 0, 2))
     with torch.no_grad():
-        torch.testing.assert_close(found.look(filled)[:, :2], found.look(videos(frames=2)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(look(found, filled)[:, :2], look(found, videos(frames=2)), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -90,7 +86,7 @@ def test_kept_features_are_as_good_as_frames(head):
     batch["tokens"] = found.clip.tokenize(["red circle rises"] * 4)
     kept = {name: value for name, value in batch.items() if name != "images"}
     with torch.no_grad():
-        kept["features"] = found.look(batch["images"])
+        kept["features"] = found.look(batch["images"], batch["shown"])
         losses = [system.loss(found, each, system.embed(found, each))["loss"] for each in (batch, kept)]
     torch.testing.assert_close(*losses)
 
@@ -204,29 +200,14 @@ def test_what_does_not_fit_is_refused():
         system.prepare(system.recipe("tiny"))
 
 
-OFFICIAL = CLIPConfig(
-    image=ViTConfig(image_size=32, patch_size=16, dim=64, layers=2, heads=1, mlp_dim=256),
-    text=TextConfig(vocabulary_size=512, end_id=511, dim=64, layers=1, heads=1, mlp_dim=256),
-    embed_dim=64,
-)
-
-
 def official_names(head: str, layers: int, stem: str) -> dict[str, tuple[int, ...]]:
     """What the official constructor registers beside its CLIP, at width 64."""
     prefix = {"seqTransf": "transformerClip.", "tightTransf": "cross.transformer."}.get(head)
-    names: dict[str, tuple[int, ...]] = {}
-    for number in range(layers if prefix else 0):
-        block = f"{prefix}resblocks.{number}."
-        names |= {f"{block}attn.in_proj_weight": (192, 64), f"{block}attn.in_proj_bias": (192,)}
-        names |= {f"{block}attn.out_proj.weight": (64, 64), f"{block}attn.out_proj.bias": (64,)}
-        names |= {f"{block}mlp.c_fc.weight": (256, 64), f"{block}mlp.c_fc.bias": (256,)}
-        names |= {f"{block}mlp.c_proj.weight": (64, 256), f"{block}mlp.c_proj.bias": (64,)}
-        names |= {f"{block}ln_{i}.{part}": (64,) for i in (1, 2) for part in ("weight", "bias")}
-    if head in ("seqTransf", "seqLSTM"):
+    names = official_blocks(prefix, layers) if prefix else {}
+    if head == "seqTransf":
         names["frame_position_embeddings.weight"] = (77, 64)
     if head == "seqLSTM":
-        names |= {f"lstm_visual.weight_{way}_l0": (256, 64) for way in ("ih", "hh")}
-        names |= {f"lstm_visual.bias_{way}_l0": (256,) for way in ("ih", "hh")}
+        names |= official_lstm()
     if head == "tightTransf":
         names |= {"cross.embeddings.position_embeddings.weight": (77, 64), "cross.pooler.dense.weight": (64, 64)}
         names |= {"cross.pooler.dense.bias": (64,), "cross.pooler.ln_pool.weight": (64,)}

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from openvocab.blocks.transformer import Transformer, initialize_blocks, normal_, quick_gelu
+from openvocab.blocks.transformer import PostNormBlock, Transformer, initialize_blocks, normal_, quick_gelu
 
 Frames = Float[Tensor, "clip frame dim"]
 Shown = Bool[Tensor, "clip frame"]
 
-_HIDDEN = -1e6
+HIDDEN = -1e6
 """Added to the attention scores of frames that are not there; a clip without frames stays finite."""
 _NORM_EPS = 1e-12
 _PAIRS = 1024
@@ -22,8 +22,55 @@ _PAIRS = 1024
 
 def mean_pool(frames: Frames, shown: Shown) -> Float[Tensor, "clip dim"]:
     """The unit mean of unit frames, blind to their order; zeros for a clip without frames."""
-    unit = F.normalize(frames, dim=-1).masked_fill(~shown.unsqueeze(-1), 0.0)
-    return F.normalize(unit.sum(1), dim=-1)
+    return F.normalize(frame_mean(F.normalize(frames, dim=-1), shown), dim=-1)
+
+
+def frame_mean(frames: Frames, shown: Shown) -> Float[Tensor, "clip dim"]:
+    """The mean of frames as they are; zeros for a clip without frames."""
+    there = shown.unsqueeze(-1)
+    return frames.masked_fill(~there, 0.0).sum(1) / there.sum(1).clamp(min=1)
+
+
+def shift_tokens(
+    tokens: Float[Tensor, "image token dim"], shown: Shown, lead: int = 1, fold: int = 8
+) -> Float[Tensor, "image token dim"]:
+    """The temporal shift of patches (TSM, arXiv 1811.08383): of their channels one `fold`-th comes from the next frame,
+    one from the frame before, zeros where a clip ends.
+
+    Args:
+        tokens: those of every frame, the frames of a clip one after the other.
+        lead: how many come before the patches; these stay as they are.
+    """
+    frames, part = tokens.unflatten(0, shown.shape), tokens.shape[-1] // fold
+    patches = frames[:, :, lead:].masked_fill(~shown[:, :, None, None], 0.0)
+    after = F.pad(patches[:, 1:, :, :part], (0, 0, 0, 0, 0, 1))
+    before = F.pad(patches[:, :-1, :, part : 2 * part], (0, 0, 0, 0, 1, 0))
+    moved = torch.cat([after, before, patches[..., 2 * part :]], dim=-1)
+    return torch.cat([frames[:, :, :lead], moved], dim=2).flatten(0, 1)
+
+
+class Conv1D(nn.Module):
+    """v + a filter over three frames of each channel by itself; at first it moves the first quarter of the channels a
+    frame on and the last quarter a frame back.
+
+    Args:
+        official_layout: reads the numbers of a clip in the order that ActionCLIP's authors do, which takes frames for
+            channels: for their weights alone.
+    """
+
+    def __init__(self, dim: int, official_layout: bool = False):
+        super().__init__()
+        self.official_layout = official_layout
+        self.filters = nn.Conv1d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        weight, quarter = torch.zeros(dim, 1, 3), dim // 4
+        weight[:quarter, 0, 0] = weight[quarter : dim - quarter, 0, 1] = weight[dim - quarter :, 0, 2] = 1.0
+        self.filters.weight = nn.Parameter(weight)
+
+    def forward(self, frames: Frames, shown: Shown) -> Frames:
+        there = frames.masked_fill(~shown.unsqueeze(-1), 0.0)
+        clip, frame, dim = frames.shape
+        lines = there.reshape(clip, dim, frame) if self.official_layout else there.transpose(1, 2)
+        return frames + self.filters(lines).transpose(1, 2)
 
 
 class SeqLSTM(nn.Module):
@@ -54,8 +101,33 @@ class SeqTransf(nn.Module):
 
     def forward(self, frames: Frames, shown: Shown) -> Frames:
         placed = frames if self.positions is None else frames + self.positions[: frames.shape[1]]
-        bias = _HIDDEN * (~shown)[:, None, None].to(frames)
+        bias = HIDDEN * (~shown)[:, None, None].to(frames)
         return frames + self.blocks(placed, bias=bias).tokens
+
+
+class TransfCls(nn.Module):
+    """Transformer([c; v_1 .. v_F] + p) read at its first token, one vector a clip; its blocks norm after they add."""
+
+    def __init__(self, dim: int, layers: int, heads: int, context: int, dropout: float = 0.1):
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(dim))
+        self.positions = nn.Parameter(torch.empty(context + 1, dim))
+        self.blocks = nn.ModuleList(PostNormBlock(dim, heads, 4 * dim, "relu", 1e-5, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(dim)
+        for part in self.blocks.modules():
+            if isinstance(part, nn.Linear):
+                normal_(part.weight, std=0.02)
+                nn.init.zeros_(part.bias)
+        normal_(self.token, std=0.02)
+        normal_(self.positions, std=0.02)
+
+    def forward(self, frames: Frames, shown: Shown) -> Float[Tensor, "clip dim"]:
+        x = torch.cat([self.token.expand(len(frames), 1, -1), frames], dim=1)
+        x = x + self.positions[: x.shape[1]]
+        bias = HIDDEN * F.pad(~shown, (1, 0))[:, None, None].to(frames)
+        for block in self.blocks:
+            x = block(x, bias=bias)
+        return self.norm(x[:, 0])
 
 
 class TightTransf(nn.Module):
@@ -73,7 +145,7 @@ class TightTransf(nn.Module):
         initialize_blocks(self.blocks, dim)
 
     def forward(self, texts: Float[Tensor, "text dim"], frames: Frames, shown: Shown) -> Float[Tensor, "text clip"]:
-        bias = _HIDDEN * F.pad(~shown, (1, 0))[:, None, None].to(frames)
+        bias = HIDDEN * F.pad(~shown, (1, 0))[:, None, None].to(frames)
         rows = []
         for part in texts.split(max(1, _PAIRS // len(frames))):
             pairs = part[:, None, None].expand(-1, len(frames), 1, -1), frames.expand(len(part), -1, -1, -1)

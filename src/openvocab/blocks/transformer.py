@@ -152,6 +152,7 @@ class Transformer(nn.ModuleList):
         bias: LayerBias | None = None,
         causal: bool = False,
         only: Int[Tensor, " batch"] | None = None,
+        before: Callable[[Sequence], Sequence] | None = None,
     ) -> Hidden:
         """Runs every block.
 
@@ -162,6 +163,7 @@ class Transformer(nn.ModuleList):
             bias: added to the attention scores of every layer, or of those it names by number.
             only: the one position of each row that is wanted. The last block then computes nothing else, and `tokens`
                 holds one token a row.
+            before: what becomes of the tokens on their way into each block; of these the block makes its residual too.
 
         Raises:
             ValueError: a layer that does not exist, or `only` together with layers, attention or a bias.
@@ -171,8 +173,8 @@ class Transformer(nn.ModuleList):
                 raise ValueError("only=... computes one token: it goes with no layers, attention or bias")
             *blocks, last = self
             for block in blocks:
-                x, _ = self._run(block, x, None, causal, False)
-            return Hidden(last.at(x, only, causal=causal))  # type: ignore[operator]
+                x, _ = self._run(block, x if before is None else before(x), None, causal, False)
+            return Hidden(last.at(x if before is None else before(x), only, causal=causal))  # type: ignore[operator]
         check_layers(tuple(number for number in layers if number != -1), len(self))
         if isinstance(bias, Mapping):
             check_layers(tuple(bias), len(self))
@@ -180,7 +182,7 @@ class Transformer(nn.ModuleList):
         weights = []
         for number, block in enumerate(self):
             here = bias.get(number) if isinstance(bias, Mapping) else bias
-            x, seen = self._run(block, x, here, causal, attention)
+            x, seen = self._run(block, x if before is None else before(x), here, causal, attention)
             if number in layers:
                 kept[number] = x
             if seen is not None:

@@ -1,5 +1,6 @@
 """The vision transformer (arXiv 2010.11929) as CLIP and SigLIP use it, and what every image tower returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -158,13 +159,15 @@ class ViT(nn.Module):
         attention: bool = False,
         bias: LayerBias | None = None,
         tokens: bool = True,
+        before: Callable[[Sequence], Sequence] | None = None,
     ) -> ImageFeatures:
         """Pictures of any size, at least one patch; see `Transformer.forward` for the other arguments.
 
         Args:
             tokens: patch tokens are wanted; without them a tower that pools its class token saves most of a block.
         """
-        return self.from_patches(self.stem(images), layers=layers, attention=attention, bias=bias, tokens=tokens)
+        patches = self.stem(images)
+        return self.from_patches(patches, layers=layers, attention=attention, bias=bias, tokens=tokens, before=before)
 
     def from_patches(
         self,
@@ -174,6 +177,7 @@ class ViT(nn.Module):
         attention: bool = False,
         bias: LayerBias | None = None,
         tokens: bool = True,
+        before: Callable[[Sequence], Sequence] | None = None,
     ) -> ImageFeatures:
         """The tower above its stem."""
         image, _, rows, cols = patches.shape
@@ -188,7 +192,8 @@ class ViT(nn.Module):
         only = None
         if self.config.pool == "class" and not (tokens or layers or attention or bias is not None):
             only = torch.zeros(image, dtype=torch.int64, device=x.device)
-        hidden = self.blocks(self.pre_norm(x), layers=layers, attention=attention, bias=bias, only=only)
+        x = self.pre_norm(x)
+        hidden = self.blocks(x, layers=layers, attention=attention, bias=bias, only=only, before=before)
         x, weights = hidden.tokens, hidden.weights
 
         if self.config.pool == "mean":  # the mean of the tokens before the norm, as published

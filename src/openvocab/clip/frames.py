@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from numpy import ndarray
@@ -17,15 +18,19 @@ from openvocab.clip.embedded import Embedded, EmbeddedFolder, join, load_embedde
 from openvocab.clip.preprocess import PreprocessConfig, normalize, to_pixels
 from openvocab.config import to_dict
 from openvocab.data.batches import Batches, Fetched, readable
-from openvocab.data.clips import ClipsConfig, ClipSource, Sampling
+from openvocab.data.clips import ClipsConfig, ClipSource, Offsets, Sampling
 from openvocab.data.loader import Tokenize, trimmed
 from openvocab.data.order import Order, Rows, uniforms
 from openvocab.data.source import image_id, text_id
 from openvocab.progress import track
 from openvocab.train import distributed
 
-Encode = Callable[[Float[Tensor, "clip frame channel height width"]], Float[Tensor, "clip frame feature"]]
-Look = Callable[[int], dict[str, Tensor]]
+Videos = Float[Tensor, "clip frame channel height width"]
+Features = Float[Tensor, "clip frame feature"]
+Encode = Callable[[Videos, Bool[Tensor, "clip frame"]], Features]
+"""Frames, and which of them are there, to their features."""
+Look = Callable[[int, np.uint64 | None], dict[str, Tensor]]
+"""What is seen of a clip; the key of its row decides what chance does."""
 _PART = 16
 
 
@@ -74,10 +79,10 @@ def frame_features(
 
 
 def read_frames(
-    clips: ClipSource, sampling: Sampling, pixels: PreprocessConfig, index: int
+    clips: ClipSource, sampling: Sampling, pixels: PreprocessConfig, index: int, offsets: Offsets | None = None
 ) -> Float[Tensor, "frame channel height width"]:
     """The frames that are looked at, as the tower reads pictures."""
-    frames = clips.read(index, sampling)
+    frames = clips.read(index, sampling, offsets)
     return normalize(torch.stack([to_pixels(frame, pixels) for frame in frames]), pixels)
 
 
@@ -98,7 +103,8 @@ def _encoded(
         return Embedded((), torch.empty(0, 0), failures, fingerprint)
     most = max(len(frames) for _, frames in whole)
     padded, shown = zip(*(filled(frames, most) for _, frames in whole))
-    vectors = encode(torch.stack(padded)).float().cpu()[torch.stack(shown)]
+    there = torch.stack(shown)
+    vectors = encode(torch.stack(padded), there).float().cpu()[there]
     return Embedded(
         tuple(f"{i}#{n}" for i, frames in whole for n in range(len(frames))), vectors, failures, fingerprint
     )
@@ -122,7 +128,7 @@ def look_up(found: FrameFeatures, clips: ClipSource) -> Look:
     """Clips as their features; one that could not be read says why."""
     row_of = {index: row for row, index in enumerate(found.rows)}
 
-    def look(index: int) -> dict[str, Tensor]:
+    def look(index: int, _key: np.uint64 | None = None) -> dict[str, Tensor]:
         if index not in row_of:
             raise ValueError(found.failures[clips.key(index)])
         row = row_of[index]
@@ -132,10 +138,11 @@ def look_up(found: FrameFeatures, clips: ClipSource) -> Look:
 
 
 def look_at(clips: ClipSource, sampling: Sampling, pixels: PreprocessConfig) -> Look:
-    """Clips as their frames, read each time."""
+    """Clips as their frames, read each time; of segments another frame each time that the row has a key."""
 
-    def look(index: int) -> dict[str, Tensor]:
-        images, shown = filled(read_frames(clips, sampling, pixels, index), sampling.most)
+    def look(index: int, key: np.uint64 | None = None) -> dict[str, Tensor]:
+        offsets = None if key is None else uniforms(np.array([key]), sampling.most, first=1)[0]
+        images, shown = filled(read_frames(clips, sampling, pixels, index, offsets), sampling.most)
         return {"images": images, "shown": shown}
 
     return look
@@ -169,8 +176,8 @@ class _Captioned:
     def __call__(self, rows: Rows, permutation: Int64[ndarray, " sample"]) -> Fetched:
         broken: dict[str, str] = {}
         made, texts, ids = [], [], []
-        for place, chance in zip(rows.places, uniforms(rows.keys, 1)[:, 0]):
-            index, seen = readable(self._read, self.clips.key, int(place), permutation, broken)
+        for place, key, chance in zip(rows.places, rows.keys, uniforms(rows.keys, 1)[:, 0]):
+            index, seen = readable(partial(self._read, key), self.clips.key, int(place), permutation, broken)
             captions = self.clips.captions(index)
             made.append(seen)
             texts.append(captions[int(chance * len(captions))])
@@ -180,7 +187,7 @@ class _Captioned:
         batch["text_ids"] = torch.tensor([text_id(text) for text in texts])
         return Fetched(trimmed(batch), broken)
 
-    def _read(self, index: int) -> dict[str, Tensor]:
+    def _read(self, key: np.uint64, index: int) -> dict[str, Tensor]:
         if not self.clips.captions(index):
             raise ValueError("nothing is said of it")
-        return self.look(index)
+        return self.look(index, key)

@@ -159,7 +159,13 @@ _TIMM_BLOCK = {
     "mlp.up": "mlp.fc1",
     "mlp.down": "mlp.fc2",
 }
-
+_TORCH_BLOCK = {
+    "norm1": "norm1",
+    "attention.out": "self_attn.out_proj",
+    "norm2": "norm2",
+    "mlp.up": "linear1",
+    "mlp.down": "linear2",
+}
 _BERT_BLOCK = {
     "norm1": "attention.output.LayerNorm",
     "attention.out": "attention.output.dense",
@@ -177,6 +183,17 @@ def openai_blocks(ours: str, theirs: str) -> list[Rule]:
 def hf_blocks(ours: str, theirs: str) -> list[Rule]:
     """A stack of blocks of `transformers`' CLIP family."""
     return _blocks(ours, theirs, _HF_BLOCK, _HF_QKV)
+
+
+def torch_blocks(ours: str, theirs: str) -> list[Rule]:
+    """A stack of `torch.nn.TransformerEncoder`."""
+    return _blocks(ours, theirs, _TORCH_BLOCK, ("self_attn.in_proj_{p}",))
+
+
+def lstm(ours: str, theirs: str) -> tuple[Rule, ...]:
+    """One layer of `torch.nn.LSTM`."""
+    kinds = [f"{kind}_{way}_l0" for kind in ("weight", "bias") for way in ("ih", "hh")]
+    return tuple(same(f"{ours}.{kind}", f"{theirs}.{kind}") for kind in kinds)
 
 
 def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from openvocab.clip.tiles import sum_log_sum_exp, sum_softplus
-from openvocab.shapes import ImageEmbeds, Scalar, TextEmbeds
+from openvocab.shapes import ImageEmbeds, Logits, Scalar, TextEmbeds
 from openvocab.train.distributed import gather_rows, rank
 
 ImageIds = Int[Tensor, " image"]
@@ -72,6 +72,35 @@ def contrastive_loss(
         positives, how_many = _positives(keys, groupings, count, group)
         total = total - scale * (rows * positives).sum(1).div(how_many).sum()
     return total / (2 * count)
+
+
+def equal_label_loss(
+    image_embeds: ImageEmbeds,
+    text_embeds: TextEmbeds,
+    logit_scale: Scalar,
+    labels: ImageIds,
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> Scalar:
+    """The mean of both directions' `divergence_from_equals`; it holds the B x B matrix.
+
+    Args:
+        labels: of row i of both, on every rank alike.
+
+    Source: ActionCLIP (arXiv 2109.08472) equations 3 and 4.
+    """
+    images, texts = _checked(image_embeds, text_embeds, labels, labels, None)
+    scale = logit_scale.to(images.dtype).exp()
+    all_images, all_texts, all_labels = (_everybody(rows, len(images), group) for rows in (images, texts, labels))
+    equal = labels[:, None] == all_labels
+    ways = (scale * images @ all_texts.T, scale * texts @ all_images.T)
+    return torch.stack([divergence_from_equals(logits, equal) for logits in ways]).mean()
+
+
+def divergence_from_equals(logits: Logits, equal: Bool[Tensor, "image text"], sharpness: float = 10.0) -> Scalar:
+    """The mean over rows of KL(softmax(sharpness equal) || softmax(logits)): equals share nearly all of the mass."""
+    target = (sharpness * equal.to(logits.dtype)).softmax(dim=1)
+    return torch.nn.functional.kl_div(logits.log_softmax(dim=1), target, reduction="batchmean")
 
 
 def sigmoid_loss(

@@ -121,6 +121,11 @@ class CLIPSystemModel(SystemModel):
         self.tokenizer = self.clip.tokenizer
         self.trained_on = {"clip": self.clip.trained_on}
 
+    def save(self, folder: Path | str) -> None:
+        """As `SystemModel.save`; the CLIP, which training has changed, gets the identity of its weights."""
+        self.clip.fingerprint = fingerprint(self.clip)
+        super().save(folder)
+
     @classmethod
     def load(cls: type[M], folder: Path | str) -> M:
         """As `SystemModel.load`; the CLIP gets its tokenizer and its identity back."""

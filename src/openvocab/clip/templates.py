@@ -1,6 +1,7 @@
 """Prompt templates: texts with `{}` where the name of a class goes, by data set, and from files.
 
-The sets are those of OpenAI's `data/prompts.md` and of its ImageNet notebook, made by rule (the paper's section 3.1.4).
+The sets are those of OpenAI's `data/prompts.md` and of its ImageNet notebook, made by rule (the paper's section 3.1.4),
+and ActionCLIP's 16.
 The craft: name the category for fine-grained classes, quote text that is to be read, say that satellites took it.
 """
 
@@ -65,6 +66,22 @@ def _imagenet() -> tuple[str, ...]:
     )
 
 
+_ACTION_OPENINGS = (
+    "a photo of action",
+    "a picture of action",
+    "Human action of",
+    "Playing action of",
+    "Playing a kind of action,",
+    "Doing a kind of action,",
+    "Look, the human is",
+    "Video classification of",
+    "A video of",
+    "The man is",
+    "The woman is",
+)
+"""Of ActionCLIP (arXiv 2109.08472), section 3.2."""
+
+
 def _actions(people: Sequence[str], bare: str) -> tuple[str, ...]:
     media = ("photo", "video", "example", "demonstration")
     verbs = ("", "using ", "doing ", "during ", "performing ", "practicing ")
@@ -86,6 +103,11 @@ _PHOTO = _both("a photo of @ {}.")
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "generic": ("a photo of a {}.",),
     "name": ("{}",),
+    "actionclip": (
+        *(f"{start} {{}}" for start in _ACTION_OPENINGS),
+        "Can you recognize the action of {}?",
+        *("{}, an action", "{} this is an action", "{}, a video of action", "{}"),
+    ),
     "imagenet": _imagenet(),
     "imagenet7": (
         "itap of a {}.",

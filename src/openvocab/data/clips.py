@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from PIL import Image
 
 from openvocab.config import to_dict
@@ -22,8 +22,10 @@ from openvocab.data.video import open_video
 from openvocab.storage import fingerprint
 from openvocab.world.motion import ACTIONS, clip_texts, draw_clips
 from openvocab.world.render import render
-from openvocab.world.scene import WorldConfig
+from openvocab.world.scene import Holdout, Split, WorldConfig
 
+Offsets = Float[np.ndarray, " segment"]
+"""Where in each segment of a clip the frame is that is looked at, in [0, 1)."""
 PATH_KEYS = ("path", "video", "video_path", "filepath", "file", "filename")
 
 
@@ -31,22 +33,27 @@ PATH_KEYS = ("path", "video", "video_path", "filepath", "file", "filename")
 class Sampling:
     """Which frames of a clip are looked at, and in which order.
 
-    Of its frames at `fps` a second at most `most` are picked: the first, the last, or spread over all.
+    Of its frames at `fps` a second at most `most` are picked: the first, the last, spread over all, or one of each of
+    as many segments of equal length (TSN, arXiv 1608.00859), the middle one, or where `offsets` say.
     `shuffled` is one order for each clip and number of frames.
     """
 
     fps: float = 1.0
     most: int = 12
-    pick: Literal["head", "tail", "uniform"] = "uniform"
+    pick: Literal["head", "tail", "uniform", "segments"] = "uniform"
     order: Literal["normal", "reversed", "shuffled"] = "normal"
 
     def __post_init__(self) -> None:
         if self.fps <= 0 or self.most < 1:
             raise ValueError(f"Sampling: fps {self.fps} and most {self.most} must be more than 0")
 
-    def rows(self, count: int) -> Int64[np.ndarray, " frame"]:
-        """The rows to look at of `count` frames, ascending."""
+    def rows(self, count: int, offsets: Offsets | None = None) -> Int64[np.ndarray, " frame"]:
+        """The rows to look at of `count` frames, ascending; `offsets` are of segments alone."""
         kept = min(count, self.most)
+        if self.pick == "segments":
+            length = count / kept
+            inside = (length - 1) / 2 if offsets is None else offsets[:kept] * length
+            return (np.arange(kept) * length + inside).astype(np.int64)
         spread = np.linspace(0, count - 1, kept).astype(np.int64)
         return {"head": np.arange(kept), "tail": np.arange(count - kept, count), "uniform": spread}[self.pick]
 
@@ -84,8 +91,50 @@ class ClipSource(ABC):
         """The name of its class."""
 
     @abstractmethod
-    def read(self, index: int, sampling: Sampling) -> list[Image.Image]:
+    def read(self, index: int, sampling: Sampling, offsets: Offsets | None = None) -> list[Image.Image]:
         """The frames that are looked at; ValueError with one line where they cannot be read."""
+
+
+class Wrapped(ClipSource):
+    """Another source's clips, as they are."""
+
+    def __init__(self, clips: ClipSource):
+        self.clips, self.source, self.fingerprint = clips, clips.source, clips.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def key(self, index: int) -> str:
+        return self.clips.key(index)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.clips.captions(index)
+
+    def label(self, index: int) -> str | None:
+        return self.clips.label(index)
+
+    def read(self, index: int, sampling: Sampling, offsets: Offsets | None = None) -> list[Image.Image]:
+        return self.clips.read(index, sampling, offsets)
+
+
+class View(Wrapped):
+    """Clips at other moments and cut otherwise: segments at `offset`, a square at `place` of the longer side, both of
+    them from 0 to 1; the middle one of each is what a model sees without."""
+
+    def __init__(self, clips: ClipSource, offset: float, place: float):
+        super().__init__(clips)
+        self.offset, self.place = offset, place
+        self.fingerprint = fingerprint(clips.fingerprint, offset, place)
+
+    def read(self, index: int, sampling: Sampling, offsets: Offsets | None = None) -> list[Image.Image]:
+        frames = self.clips.read(index, sampling, np.full(sampling.most, self.offset))
+        return [frame.crop(_square(frame.size, self.place)) for frame in frames]
+
+
+def _square(size: tuple[int, int], place: float) -> tuple[int, int, int, int]:
+    side = min(size)
+    left, top = (round(place * (length - side)) for length in size)
+    return left, top, left + side, top + side
 
 
 @dataclass
@@ -121,14 +170,14 @@ class ClipFiles(ClipSource):
     def label(self, index: int) -> str | None:
         return self._clips[index].label
 
-    def read(self, index: int, sampling: Sampling) -> list[Image.Image]:
+    def read(self, index: int, sampling: Sampling, offsets: Offsets | None = None) -> list[Image.Image]:
         clip = self._clips[index]
         try:
             video = open_video(clip.path)
         except FileNotFoundError as error:
             raise ValueError(str(error)) from None
         times = video.at_rate(sampling.fps, clip.start_s, clip.end_s)
-        frames = [Image.fromarray(frame.pixels) for frame in video.frames(times[sampling.rows(len(times))])]
+        frames = [Image.fromarray(frame.pixels) for frame in video.frames(times[sampling.rows(len(times), offsets)])]
         return sampling.ordered(frames, self._keys[index])
 
 
@@ -142,9 +191,10 @@ class MotionClips(ClipSource):
 
     source = "scenes"
 
-    def __init__(self, config: "ClipsConfig", num_clips: int, seed: int):
+    def __init__(self, config: "ClipsConfig", num_clips: int, seed: int, split: Split = "train"):
         self.size_px = config.world.size_px
-        self.clips = draw_clips(num_clips, config.num_frames, config.world, config.actions, seed)
+        holdout, split = (None, "all") if config.holdout == "none" else (config.holdout, split)
+        self.clips = draw_clips(num_clips, config.num_frames, config.world, config.actions, seed, 0, split, holdout)
         self._said = [clip_texts(self.clips, seed, epoch) for epoch in range(config.captions_per_clip)]
         self._name = f"motion-{seed}"
         drawn = [to_dict(config.world), config.num_frames, config.actions, num_clips, self._said]
@@ -162,9 +212,9 @@ class MotionClips(ClipSource):
     def label(self, index: int) -> str | None:
         return tuple(ACTIONS)[self.clips.action[index]]
 
-    def read(self, index: int, sampling: Sampling) -> list[Image.Image]:
+    def read(self, index: int, sampling: Sampling, offsets: Offsets | None = None) -> list[Image.Image]:
         count = self.clips.num_frames
-        scenes = self.clips.scenes[index * count : (index + 1) * count][sampling.rows(count)]
+        scenes = self.clips.scenes[index * count : (index + 1) * count][sampling.rows(count, offsets)]
         frames = render(scenes, self.size_px).transpose(0, 2, 3, 1)
         return sampling.ordered([Image.fromarray(np.ascontiguousarray(frame)) for frame in frames], self.key(index))
 
@@ -173,7 +223,8 @@ class MotionClips(ClipSource):
 class ClipsConfig:
     """Where clips are: a clip list, or `scenes`, generated ones; the other fields but `video_root` are of these.
 
-    `video_root` is the folder that the paths of a list start from; the list's own by default.
+    `video_root` is the folder that the paths of a list start from; the list's own by default. `holdout`: objects that
+    training does not show, and `scenes:COUNT:STREAM` shows alone.
     """
 
     source: str = "scenes"
@@ -182,6 +233,7 @@ class ClipsConfig:
     num_frames: int = 8
     captions_per_clip: int = 2
     actions: tuple[str, ...] = tuple(ACTIONS)
+    holdout: Holdout | Literal["none"] = "none"
     world: WorldConfig = WorldConfig(size_px=64, max_objects=1, share_single=1.0, colour_jitter=0.1)
     batch_size: int = 128
     workers: int = 0
@@ -198,7 +250,7 @@ def open_clips(config: ClipsConfig, seed: int = 0) -> ClipSource:
         return MotionClips(config, config.num_clips, seed)
     if config.source.startswith("scenes:") and not Path(config.source).exists():
         count, stream = stream_of(config.source)
-        return MotionClips(config, count, TEST_SEED + stream)
+        return MotionClips(config, count, TEST_SEED + stream, "held_out")
     path = Path(config.source)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected scenes or a clip list")

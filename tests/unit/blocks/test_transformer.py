@@ -61,6 +61,17 @@ def test_one_token_alone_equals_the_whole(blocks, rng, causal):
         blocks(x, only=position, attention=True)
 
 
+def test_tokens_change_on_their_way_into_each_block(blocks, rng):
+    x, first = torch.randn(3, 6, 16, generator=rng), torch.zeros(3, dtype=torch.int64)
+    expected = x
+    for block in blocks:
+        expected = block(expected.roll(1, dims=0))[0]
+    found = blocks(x, before=lambda tokens: tokens.roll(1, dims=0)).tokens
+    torch.testing.assert_close(found, expected)
+    alone = blocks(x, only=first, before=lambda tokens: tokens.roll(1, dims=0)).tokens
+    torch.testing.assert_close(alone[:, 0], expected[:, 0], atol=1e-6, rtol=1e-5)
+
+
 def test_checkpointing_gives_the_same_gradients(blocks, rng):
     x = torch.randn(2, 5, 16, generator=rng)
     gradients = []

@@ -35,14 +35,14 @@ class Numbered(ClipSource):
     def label(self, index):
         return None
 
-    def read(self, index, sampling):
+    def read(self, index, sampling, offsets=None):
         self.read_rows.append(index)
         if index in self.broken:
             raise ValueError(f"clip {index}: broken")
         return [Image.new("RGB", (8, 8), (index, 10 * frame, 0)) for frame in range(1 + index % 3)]
 
 
-def encode(images):
+def encode(images, shown=None):
     """Of a frame its mean colour; of each batch its rows alone."""
     return images.mean((3, 4))
 
@@ -81,7 +81,7 @@ def test_what_is_kept_is_not_read_again():
 def test_a_run_that_ended_early_goes_on(monkeypatch):
     clips, calls = Numbered(40), []
 
-    def dying(images):
+    def dying(images, shown):
         calls.append(len(images))
         if len(calls) == 3:
             raise KeyboardInterrupt

@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from formula import sine
 
-from openvocab.clip.objectives import contrastive_loss, sigmoid_loss
+from openvocab.clip.objectives import contrastive_loss, divergence_from_equals, equal_label_loss, sigmoid_loss
 from openvocab.train.distributed import average_gradients, mean_over_ranks
 
 IDS = {
@@ -248,6 +249,26 @@ def test_sizes_that_do_not_fit_are_named(name, change, message, rng, monkeypatch
         LOSSES[name][0](images, texts, *parameters(5.0), **options)
 
 
+def test_divergence_from_equal_labels_gives_the_official_numbers():
+    labels, logits = torch.tensor([0, 1, 0, 2]), sine(16, 0.9, s=5.0).view(4, 4)
+    equal = labels[:, None] == labels
+    assert divergence_from_equals(logits, equal).item() == pytest.approx(2.189933, abs=2e-6)
+    assert divergence_from_equals(logits.T, equal).item() == pytest.approx(3.078910, abs=2e-6)
+
+
+def test_equal_labels_share_what_is_right_both_ways(rng):
+    images, texts = embeds(6, rng)
+    labels, log_scale = torch.tensor([3, 1, 3, 3, 0, 1]), torch.tensor(2.0, dtype=torch.float64)
+    logits, expected = log_scale.exp() * images @ texts.T, 0.0
+    for z in (logits, logits.T):
+        for row in range(6):
+            weights = [math.exp(10.0 * (label == labels[row])) for label in labels]
+            for column in range(6):
+                share = weights[column] / sum(weights)
+                expected += share * (math.log(share) - z[row].log_softmax(0)[column].item()) / 12
+    assert equal_label_loss(images, texts, log_scale, labels).item() == pytest.approx(expected, abs=1e-10)
+
+
 SHARDED = [
     (name, tile, negatives, ids)
     for name in LOSSES
@@ -258,7 +279,7 @@ SHARDED = [
         (4, {}),
         (4, {"text_ids": [0, 1, 1, 3, 4, 0, 6, 7, 50, 3, 51, 52]}),
     )
-]
+] + [("equal labels", None, 0, {"text_ids": [0, 0, 5, 2, 9, 2, 0, 4]})]
 
 
 def towers_step(name, tile, negatives, ids, rank=0, ranks=1, group=None):
@@ -268,14 +289,14 @@ def towers_step(name, tile, negatives, ids, rank=0, ranks=1, group=None):
     images, texts, extra = (torch.randn(n, 5, generator=rng, dtype=torch.float64) for n in (8, 8, negatives))
     own = {name: own_rows(torch.tensor(values), rank, ranks) for name, values in ids.items()}
     trained = [tensor.requires_grad_() for tensor in (image_tower, text_tower, *parameters(5.0))]
-    value = LOSSES[name][0](
+    embeds = (
         F.normalize(images.chunk(ranks)[rank] @ image_tower, dim=1),
         F.normalize(own_rows(torch.cat([texts, extra]), rank, ranks) @ text_tower, dim=1),
-        *trained[2:],
-        tile=tile,
-        group=group,
-        **own,
     )
+    if name == "equal labels":
+        value = equal_label_loss(*embeds, trained[2], own["text_ids"], group=group)
+    else:
+        value = LOSSES[name][0](*embeds, *trained[2:], tile=tile, group=group, **own)
     value.backward()
     average_gradients(trained, group)
     return [mean_over_ranks(value, group), *(tensor.grad for tensor in trained if tensor.grad is not None)]

@@ -3,6 +3,7 @@ import pytest
 from openvocab.clip.templates import TEMPLATES, fill, templates
 
 PUBLISHED_COUNTS = {
+    "actionclip": 16,
     "birdsnap": 1,
     "caltech101": 34,
     "cars": 8,

@@ -2,13 +2,15 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from videos import write_video
 
-from openvocab.data.clips import ClipsConfig, Sampling, open_clips, video_files
+from openvocab.data.clips import ClipsConfig, Sampling, View, open_clips, video_files
 from openvocab.world.motion import ACTIONS, render_clips
+from openvocab.world.scene import held_out_classes
 
 SMALL = ClipsConfig(num_clips=12, captions_per_clip=3)
 
@@ -61,6 +63,40 @@ def test_frames_are_picked(pick, rows):
     assert sampling.rows(10).tolist() == rows
     assert sampling.rows(3).tolist() == [0, 1, 2]
     assert Sampling(most=1, pick=pick).rows(1).tolist() == [0]
+
+
+def test_segments_show_their_middle_or_where_chance_says():
+    """The middle as ActionCLIP's validation takes it, for any number of frames; offsets reach all of a segment."""
+    for count in (4, 5, 7, 10, 31, 300):
+        sampling = Sampling(most=4, pick="segments")
+        offset = (count / 4 - 1) / 2
+        assert sampling.rows(count).tolist() == [int(i * count / 4 + offset) for i in range(4)]
+        starts, ends = (sampling.rows(count, np.full(4, at)) for at in (0.0, 0.999))
+        assert starts[0] == 0
+        assert ends[-1] == count - 1
+        assert (ends[:-1] <= starts[1:]).all()
+    assert Sampling(most=4, pick="segments").rows(3, np.full(4, 0.9)).tolist() == [0, 1, 2]
+
+
+def test_a_view_is_a_square_at_another_moment(tmp_path):
+    clips = video_files([write_video(tmp_path / "a.mp4", 40)])
+    sampling = Sampling(fps=30.0, most=4, pick="segments")
+    middle = np.asarray(clips.read(0, sampling)[1])
+    left, right = (np.asarray(View(clips, 0.45, place).read(0, sampling)[1]) for place in (0.0, 1.0))
+    assert np.array_equal(left, middle[:, :48])
+    assert np.array_equal(right, middle[:, -48:])
+    later = View(clips, 0.95, 0.0)
+    assert not np.array_equal(np.asarray(later.read(0, sampling)[1]), left)
+    assert later.fingerprint not in (clips.fingerprint, View(clips, 0.5, 0.0).fingerprint)
+    assert (len(later), later.key(0), later.captions(0), later.label(0)) == (1, clips.key(0), (), None)
+
+
+def test_objects_held_out_are_shown_by_the_test_alone():
+    config = replace(SMALL, num_clips=80, holdout="H1")
+    train, test = open_clips(config), open_clips(replace(config, source="scenes:80:3"))
+    novel = set(held_out_classes("H1").tolist())
+    assert not novel & set(train.clips.class_id.tolist())
+    assert set(test.clips.class_id.tolist()) <= novel
 
 
 def test_frames_come_in_the_order_asked_for():

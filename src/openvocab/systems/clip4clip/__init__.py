@@ -29,10 +29,11 @@ from torch import Tensor
 from openvocab.blocks.temporal import mean_pool
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP
-from openvocab.clip.frames import clip_batches, look_at, look_up
+from openvocab.clip.frames import clip_batches
 from openvocab.clip.learning import LOG_SCALE_MAX
 from openvocab.clip.model import CLIP
 from openvocab.clip.objectives import contrastive_loss
+from openvocab.clip.videos import begin_looking, reached
 from openvocab.data.clips import ClipsConfig, ClipSource, Sampling, open_clips
 from openvocab.metrics.retrieve import score_ranks, summarize_ranks
 from openvocab.shapes import Batch, Ids, Scalar
@@ -64,7 +65,7 @@ def build(config: CLIP4ClipConfig | str, clip: CLIP | None = None) -> CLIP4Clip:
 
 def embed(model: CLIP4Clip, batch: Batch) -> dict[str, Tensor]:
     """Texts, and clips as one vector each; frame by frame for a tight head."""
-    features = batch["features"] if "features" in batch else model.look(batch["images"])
+    features = batch["features"] if "features" in batch else model.look(batch["images"], batch["shown"])
     frames = model.watch(features, batch["shown"])
     texts = model.clip.encode_text(batch["tokens"], normalize=False)
     if model.config.head == "tightTransf":
@@ -168,26 +169,11 @@ def prepare(
     model = build(config, init)
     model.name = f"clip4clip-{Path(data.clips.source).stem}"
     model.trained_on = {"clip": init.trained_on, "source": clips.source, "clips": len(clips)}
-    if data.look == "features":
-        for part in (model.clip.image, model.tubes):
-            if part is not None:
-                part.requires_grad_(False)
-        model.to(_device())
-        group = distributed.world()
-        first = distributed.rank(group) == 0
-        if not first:
-            distributed.barrier(group)  # until the features lie in the cache
-        look = look_up(model.features(clips, kept=True), clips)
-        if first:
-            distributed.barrier(group)
-    else:
-        look = look_at(clips, config.sampling, model.preprocessing)
+    look = begin_looking(model, clips, data.look)
     tokenize = partial(init.tokenizer, context_length=init.config.text.context_length)
     batches = clip_batches(look, clips, tokenize, data.clips, seed=recipe.fit.seed, folder=folder)
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = tuple(g for g in recipe.groups if not g.prefixes or any(name.startswith(g.prefixes) for name in trained))
     stage = Stage(name="clip4clip", data=batches, loss=loss, embed=embed, constrain=constrain, optim=recipe.optim)
-    return model, (replace(stage, config=recipe.fit, groups=groups),)
+    return model, (replace(stage, config=recipe.fit, groups=reached(model, recipe.groups)),)
 
 
 def evaluate(model: CLIP4Clip, data: ClipSource) -> dict[str, float]:
@@ -212,10 +198,6 @@ def open_test(source: str) -> ClipSource:
 def load(path: Path | str, clip: CLIP | None = None) -> CLIP4Clip:
     """openvocab's folder, or an official checkpoint: a file, which holds its own CLIP."""
     return from_official(path) if Path(path).is_file() else CLIP4Clip.load(path)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 SYSTEM = System(

@@ -10,22 +10,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from openvocab import storage
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.temporal import Frames, SeqLSTM, SeqTransf, Shown, TightTransf, mean_pool
 from openvocab.blocks.text import TextTransformer
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.engine import embed_texts, evaluating
-from openvocab.clip.frames import FrameFeatures, frame_features
+from openvocab.clip.frames import Features, FrameFeatures, Videos
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig
-from openvocab.clip.saved import CLIPSystemModel
-from openvocab.clip.weights import digests
-from openvocab.config import to_dict
-from openvocab.data.clips import ClipSource, Sampling, video_files
+from openvocab.clip.videos import VideoModel
+from openvocab.data.clips import ClipSource, Sampling
 
-Videos = Float[Tensor, "clip frame channel height width"]
-Features = Float[Tensor, "clip frame feature"]
 _TEXTS_AT_ONCE = 256
 
 
@@ -91,7 +86,7 @@ class TubeStem(nn.Module):
         return self.tubes(images.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
 
 
-class CLIP4Clip(CLIPSystemModel):
+class CLIP4Clip(VideoModel):
     """Compares clips with sentences."""
 
     system, config_type = "clip4clip", CLIP4ClipConfig
@@ -124,8 +119,11 @@ class CLIP4Clip(CLIPSystemModel):
         if head.positions is not None:
             head.positions.data.copy_(text.positions)
 
-    def look(self, images: Videos) -> Features:
-        """What the image tower pools of each frame, before its projection."""
+    @property
+    def eyes(self) -> tuple[nn.Module, ...]:
+        return (self.clip.image,) if self.tubes is None else (self.clip.image, self.tubes)
+
+    def look(self, images: Videos, shown: Shown) -> Features:
         if self.tubes is None:
             seen = self.clip.image(images.flatten(0, 1), tokens=False)
         else:
@@ -142,21 +140,6 @@ class CLIP4Clip(CLIPSystemModel):
         if isinstance(self.temporal, TightTransf):
             return self.temporal(texts, frames, shown)
         return F.normalize(texts, dim=-1) @ mean_pool(frames, shown).T
-
-    def features(self, clips: ClipSource, *, kept: bool = False) -> FrameFeatures:
-        """What the image tower says of all clips of a source.
-
-        Args:
-            kept: in the cache folder too, for every model with this image tower.
-        """
-        mark = storage.fingerprint(digests(self.clip.image), to_dict(self.config.image)) if kept else None
-        if mark and self.tubes is not None:
-            mark = storage.fingerprint(mark, digests(self.tubes))
-        device = self.clip.logit_scale.device
-        with evaluating(self):
-            return frame_features(
-                lambda images: self.look(images.to(device)), clips, self.config.sampling, self.preprocessing, mark
-            )
 
     def score_blocks(self, texts: Sequence[str], found: FrameFeatures) -> Iterator[Float[Tensor, "text clip"]]:
         """`scores` of these texts with these clips, some texts at a time."""
@@ -175,7 +158,7 @@ class CLIP4Clip(CLIPSystemModel):
         """
         if isinstance(self.temporal, TightTransf):
             raise ValueError("a tight head looks at text and video together: use rank")
-        found = self._whole(videos)
+        found = self.whole(videos)
         with evaluating(self):
             device = self.clip.logit_scale.device
             frames = self.watch(found.features.to(device), found.shown.to(device))
@@ -183,13 +166,5 @@ class CLIP4Clip(CLIPSystemModel):
 
     def rank(self, videos: ClipSource | Sequence[str | Path], text: str) -> Ranking:
         """Videos by how well a text fits them; raises as `embed_videos` where one cannot be read."""
-        (scores,) = next(self.score_blocks([text], self._whole(videos)))
+        (scores,) = next(self.score_blocks([text], self.whole(videos)))
         return Ranking(scores.argsort(descending=True, stable=True), scores)
-
-    def _whole(self, videos: ClipSource | Sequence[str | Path]) -> FrameFeatures:
-        clips = videos if isinstance(videos, ClipSource) else video_files(videos)
-        found = self.features(clips)
-        if found.failures:
-            reasons = "; ".join(found.failures.values())
-            raise ValueError(f"{len(found.failures)} of {len(clips)} videos cannot be read: {reasons}")
-        return found

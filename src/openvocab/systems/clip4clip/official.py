@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from openvocab.clip.layouts import Rule, State, openai_blocks, same, to_ours, to_theirs
+from openvocab.clip.layouts import Rule, State, lstm, openai_blocks, same, to_ours, to_theirs
 from openvocab.clip.model import CLIP
 from openvocab.clip.tokenizer import CLIPTokenizer
 from openvocab.clip.weights import build as build_clip
@@ -13,11 +13,7 @@ from openvocab.systems.clip4clip.model import CLIP4Clip, CLIP4ClipConfig
 
 PEER_KEYS: dict[str, tuple[Rule, ...]] = {
     "meanP": (),
-    "seqLSTM": tuple(
-        same(f"temporal.lstm.{kind}_{way}_l0", f"lstm_visual.{kind}_{way}_l0")
-        for kind in ("weight", "bias")
-        for way in ("ih", "hh")
-    ),
+    "seqLSTM": lstm("temporal.lstm", "lstm_visual"),
     "seqTransf": (
         same("temporal.positions", "frame_position_embeddings.weight"),
         *openai_blocks("temporal.blocks", "transformerClip.resblocks"),

@@ -1,0 +1,96 @@
+"""What models of videos share: a CLIP whose image tower looks at frames, once or in every step."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from openvocab import storage
+from openvocab.blocks.temporal import Shown
+from openvocab.clip.engine import evaluating
+from openvocab.clip.frames import Features, FrameFeatures, Look, Videos, frame_features, look_at, look_up
+from openvocab.clip.saved import CLIPSystemModel
+from openvocab.clip.weights import digests
+from openvocab.config import to_dict
+from openvocab.data.clips import ClipSource, video_files
+from openvocab.train import distributed
+from openvocab.train.config import GroupConfig
+
+
+class VideoModel(CLIPSystemModel):
+    """A model that looks at frames one by one or together, and then at what it saw; its config has a `sampling`."""
+
+    @property
+    def eyes(self) -> tuple[nn.Module, ...]:
+        """What `look` looks with."""
+        return (self.clip.image,)
+
+    def look(self, images: Videos, shown: Shown) -> Features:
+        """What the image tower pools of each frame, before its projection."""
+        raise NotImplementedError
+
+    def sight(self) -> str:
+        """The identity of what `look` gives."""
+        image, *others = self.eyes
+        mark = storage.fingerprint(digests(image), to_dict(self.config.image))
+        for other in others:
+            mark = storage.fingerprint(mark, digests(other))
+        return mark
+
+    def features(self, clips: ClipSource, *, kept: bool = False) -> FrameFeatures:
+        """What the image tower says of all clips of a source.
+
+        Args:
+            kept: in the cache folder too, for every model with this sight.
+        """
+        device = self.clip.logit_scale.device
+        with evaluating(self):
+            return frame_features(
+                lambda images, shown: self.look(images.to(device), shown.to(device)),
+                clips,
+                self.config.sampling,
+                self.preprocessing,
+                self.sight() if kept else None,
+            )
+
+    def whole(self, videos: ClipSource | Sequence[str | Path]) -> FrameFeatures:
+        """`features` of videos that are in hand.
+
+        Raises:
+            ValueError: some cannot be read; all of them are named.
+        """
+        clips = videos if isinstance(videos, ClipSource) else video_files(videos)
+        found = self.features(clips)
+        if found.failures:
+            reasons = "; ".join(found.failures.values())
+            raise ValueError(f"{len(found.failures)} of {len(clips)} videos cannot be read: {reasons}")
+        return found
+
+
+def begin_looking(model: VideoModel, clips: ClipSource, how: Literal["features", "frames"]) -> Look:
+    """What training sees: `features` of eyes that stay as they are from here on, or frames, read in every step."""
+    if how == "frames":
+        return look_at(clips, model.config.sampling, model.preprocessing)
+    for part in model.eyes:
+        part.requires_grad_(False)
+    model.to(_device())
+    group = distributed.world()
+    first = distributed.rank(group) == 0
+    if not first:
+        distributed.barrier(group)  # until the features lie in the cache
+    look = look_up(model.features(clips, kept=True), clips)
+    if first:
+        distributed.barrier(group)
+    return look
+
+
+def reached(model: nn.Module, groups: tuple[GroupConfig, ...]) -> tuple[GroupConfig, ...]:
+    """The groups of parameters of which some are trained."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return tuple(g for g in groups if not g.prefixes or any(name.startswith(g.prefixes) for name in trained))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
