@@ -1,0 +1,149 @@
+"""Runs the official code of a paper once, on weights and inputs that a formula gives, and writes down what it says.
+
+    git clone https://github.com/ArrowLuo/CLIP4Clip && python scripts/record.py clip4clip CLIP4Clip
+
+The numbers go to tests/recorded/NAME.json with the commit that gave them: outputs, and of the gradient of
+sum(outputs * sine) in every parameter its sum and the sum of its sizes. The code itself never enters the project.
+Packages of no matter to a forward pass (download helpers, trainers) are faked where they are missing.
+"""
+
+import contextlib
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
+import recorded  # noqa: E402
+
+Numbers = dict[str, Any]
+
+
+def clip4clip(clone: Path) -> Numbers:
+    """The whole model with every head, on clips of different lengths."""
+    with importing(clone, "boto3", "botocore", "botocore.exceptions"):
+        modeling = importlib.import_module("modules.modeling")
+        cross = importlib.import_module("modules.module_cross")
+    words = recorded.clip_shapes()
+    found = {}
+    for variant in recorded.CLIP4CLIP:
+        head, stem = variant.split(", ")
+        task = SimpleNamespace(
+            max_words=20, max_frames=4, sim_header=head, linear_patch=stem, cross_num_hidden_layers=1, local_rank=0
+        )
+        task.loose_type = head != "tightTransf"
+        config = cross.CrossConfig(600, recorded.DIM, 1, 2, 4 * recorded.DIM, max_position_embeddings=128)
+        model = modeling.CLIP4Clip(config, {name: torch.empty(shape) for name, shape in words.items()}, task)
+        model = filled(model.float()).eval()
+        ids, videos, shown = recorded.clip4clip_inputs()
+        asked = (ids, torch.zeros_like(ids), torch.ones_like(ids), videos[:, None, :, None], shown.float()[:, None])
+        texts, frames = model.get_sequence_visual_output(*asked[:3], asked[3], asked[4])
+        scores, _ = model.get_similarity_logits(texts, frames, asked[2], shown.float(), loose_type=task.loose_type)
+        found[variant] = written(scores, **dict(model.named_parameters()))
+    return found
+
+
+def actionclip(clone: Path) -> Numbers:
+    """The heads over time, on frame features."""
+    with importing(clone):
+        prompt = importlib.import_module("modules.Visual_Prompt")
+    found = {}
+    for head in recorded.ACTIONCLIP:
+        features = recorded.features().requires_grad_()
+        model = prompt.visual_prompt(
+            head, {name: torch.empty(shape) for name, shape in recorded.clip_shapes().items()}, features.shape[1]
+        )
+        found[head] = written(filled(model).eval()(features), features=features, **dict(model.named_parameters()))
+    return found
+
+
+def pointclip(clone: Path) -> Numbers:
+    """The inter-view adapter, in training mode without dropout and in eval mode."""
+    fakes = ("dassl", "dassl.engine", "dassl.metrics", "dassl.utils", "dassl.optim", "clip", "torch_scatter")
+    with importing(clone, *fakes, "trainers.mv_utils_fs") as fake:
+        fake["dassl.engine"].TRAINER_REGISTRY.register = lambda: lambda kind: kind
+        fake["dassl.engine"].TrainerX = object
+        fewshot = importlib.import_module("trainers.fewshot")
+    views = recorded.views()
+    settings = SimpleNamespace(
+        MODEL=SimpleNamespace(
+            PROJECT=SimpleNamespace(NUM_VIEWS=views.shape[1]),
+            BACKBONE=SimpleNamespace(CHANNEL=views.shape[2]),
+            ADAPTER=SimpleNamespace(RATIO=0.6, INIT=0.5, DROPOUT=0.0),
+        )
+    )
+    found = {}
+    for mode in ("train", "eval"):
+        model = filled(fewshot.Adapter(settings)).train(mode == "train")
+        found[mode] = written(model(views.flatten(0, 1)), **dict(model.named_parameters()))
+    return found
+
+
+def clip_event(clone: Path) -> Numbers:
+    """Optimal transport between words and regions: distances, and their gradient in both."""
+    with importing(clone / "src" / "clip-event"):
+        transport = importlib.import_module("model_ot")
+    texts, images, text_pad, image_pad = recorded.graphs()
+    texts.requires_grad_(), images.requires_grad_()
+    distances = transport.optimal_transport_dist(texts, images, text_pad, image_pad)
+    return {"distance": written(distances, texts=texts, images=images)}
+
+
+SYSTEMS: dict[str, Callable[[Path], Numbers]] = {
+    "clip4clip": clip4clip,
+    "actionclip": actionclip,
+    "pointclip": pointclip,
+    "clip_event": clip_event,
+}
+
+
+def filled(model: nn.Module) -> nn.Module:
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    model.load_state_dict(recorded.weights(shapes), strict=False)
+    return model
+
+
+def written(outputs: Tensor, **leaves: Tensor) -> Numbers:
+    """Outputs, and the gradients that they give."""
+    recorded.judged(outputs).backward()
+    gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}
+    return {"outputs": rounded(outputs.detach()), "gradients": recorded.summed(gradients)}
+
+
+def rounded(values: Tensor) -> Any:
+    return json.loads(json.dumps(values.tolist()), parse_float=lambda text: float(f"{float(text):.7g}"))
+
+
+@contextlib.contextmanager
+def importing(folder: Path, *fakes: str) -> Iterator[dict[str, MagicMock]]:
+    """The folder's modules can be imported, with these packages faked."""
+    made = {name: MagicMock() for name in fakes}
+    sys.modules.update(made)
+    sys.path.insert(0, str(folder))
+    try:
+        yield made
+    finally:
+        sys.path.remove(str(folder))
+
+
+def main() -> None:
+    name, clone = sys.argv[1], Path(sys.argv[2])
+    torch.manual_seed(0)
+    commit = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    numbers = {"commit": commit.stdout.strip(), **SYSTEMS[name](clone)}
+    path = ROOT / "tests" / "recorded" / f"{name}.json"
+    path.write_text(json.dumps(numbers, indent=0) + "\n")
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What scripts/record.py gave to the official code, so that tests can give the same to ours, and read what it said."""
+
+import json
+import math
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from formula import sine
+from torch import Tensor
+
+FOLDER = Path(__file__).parent.parent / "recorded"
+DIM, CONTEXT, WORDS = 128, 20, 600
+"""Of the small CLIP: two heads of 64."""
+CLIP4CLIP = ("meanP, 2d", "meanP, 3d", "seqLSTM, 2d", "seqTransf, 2d", "tightTransf, 2d")
+ACTIONCLIP = ("meanP", "Conv_1D", "LSTM", "Transf", "Transf_cls")
+SHOWN = torch.tensor([[True] * 4, [True, True, False, False]])
+
+
+def numbers(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """A state dict in which a tensor's values follow from its official name; gains of norms are near 1."""
+    state = {}
+    for name, shape in shapes.items():
+        mark = zlib.crc32(name.encode())
+        values = sine(math.prod(shape), 0.11 * (mark % 7 + 1), mark % 97, 0.05).view(shape)
+        state[name] = values + 1 if re.search(r"\b(ln_\w+|bn|4)\.weight$", name) and len(shape) == 1 else values
+    return state
+
+
+def judged(outputs: Tensor) -> Tensor:
+    """What gradients are taken of: no entry counts as much as another."""
+    return (outputs * sine(outputs.numel(), 0.7, 0.4).view(outputs.shape)).sum()
+
+
+def summed(gradients: dict[str, Tensor]) -> dict[str, list[float]]:
+    return {name: [float(f"{v:.6g}") for v in (g.sum().item(), g.abs().sum().item())] for name, g in gradients.items()}
+
+
+def clip_shapes() -> dict[str, tuple[int, ...]]:
+    """OpenAI's names in a CLIP of one layer each of ViT and text: patches of 8 pixels, pictures of 16."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "logit_scale": (),
+        "text_projection": (DIM, DIM),
+        "positional_embedding": (CONTEXT, DIM),
+        "token_embedding.weight": (WORDS, DIM),
+        "visual.class_embedding": (DIM,),
+        "visual.positional_embedding": (5, DIM),
+        "visual.proj": (DIM, DIM),
+        "visual.conv1.weight": (DIM, 3, 8, 8),
+    }
+    block = {"attn.in_proj_weight": (3 * DIM, DIM), "attn.in_proj_bias": (3 * DIM,), "attn.out_proj.weight": (DIM, DIM)}
+    block |= {"attn.out_proj.bias": (DIM,), "mlp.c_fc.weight": (4 * DIM, DIM), "mlp.c_fc.bias": (4 * DIM,)}
+    block |= {"mlp.c_proj.weight": (DIM, 4 * DIM), "mlp.c_proj.bias": (DIM,)}
+    norms = ["ln_final", "visual.ln_pre", "visual.ln_post"]
+    for tower in ("transformer", "visual.transformer"):
+        shapes |= {f"{tower}.resblocks.0.{name}": shape for name, shape in block.items()}
+        norms += [f"{tower}.resblocks.0.{norm}" for norm in ("ln_1", "ln_2")]
+    return shapes | {f"{norm}.{part}": (DIM,) for norm in norms for part in ("weight", "bias")}
+
+
+def clip4clip_inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids of two texts, two clips of four frames, and which frames are there."""
+    ids = torch.zeros(2, CONTEXT, dtype=torch.long)
+    ids[0, :5], ids[1, :7] = torch.tensor([598, 3, 40, 5, 599]), torch.tensor([598, 9, 9, 77, 300, 2, 599])
+    return ids, sine(2 * 4 * 3 * 256, 0.013).view(2, 4, 3, 16, 16), SHOWN
+
+
+def features() -> Tensor:
+    """Of two clips of four frames."""
+    return sine(2 * 4 * DIM, 0.37).view(2, 4, DIM)
+
+
+def views() -> Tensor:
+    """Of four clouds in three views."""
+    return sine(4 * 3 * 16, 0.37).view(4, 3, 16)
+
+
+def graphs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Words and regions of two pictures, and which of them are padding."""
+    text_pad = torch.tensor([[False] * 3, [False, False, True]])
+    image_pad = torch.tensor([[False] * 4, [False, False, True, True]])
+    return sine(48, 0.7).view(2, 3, 8), sine(64, 0.9, 0.3).view(2, 4, 8), text_pad, image_pad

@@ -1,0 +1,77 @@
+"""Ours against numbers that official code gave once (scripts/record.py): outputs and gradients on the same weights."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import recorded
+from openvocab.systems.clip4clip.official import from_official, to_official
+
+
+def close(found, expected, tolerance=2e-5):
+    torch.testing.assert_close(found, torch.tensor(expected), atol=tolerance, rtol=tolerance)
+
+
+def gradients_close(found, expected, tolerance=2e-4):
+    """Sums by the official names; in what the official graph has a gradient in, so has ours."""
+    assert found.keys() >= expected.keys()
+    for name, sums in expected.items():
+        scale = max(1e-3, sums[1])
+        assert recorded.summed({name: found[name]})[name] == pytest.approx(sums, abs=tolerance * scale), name
+
+
+@pytest.mark.parametrize("variant", recorded.CLIP4CLIP)
+def test_clip4clip(variant, tmp_path):
+    """The whole model: towers, patches in two and three dimensions, each head."""
+    head, stem = variant.split(", ")
+    shapes = {f"clip.{name}": shape for name, shape in recorded.clip_shapes().items()}
+    if stem == "3d":
+        shapes["clip.visual.conv2.weight"] = (recorded.DIM, 3, 3, 8, 8)
+    shapes |= head_shapes(head)
+    save_file(recorded.weights(shapes), tmp_path / "model.safetensors")
+    model = from_official(tmp_path / "model.safetensors")
+    model.requires_grad_(True)
+    ids, videos, shown = recorded.clip4clip_inputs()
+    frames = model.watch(model.look(videos), shown)
+    scores = model.scores(model.clip.encode_text(ids, normalize=False), frames, shown)
+    scores = scores if head == "tightTransf" else model.clip.scale() * scores
+    expected = recorded.numbers("clip4clip")[variant]
+    close(scores, expected["outputs"])
+    recorded.judged(scores).backward()
+    gradients_close(official_gradients(model), expected["gradients"])
+
+
+def head_shapes(head):
+    block = {
+        name.split("resblocks.0.")[1]: shape
+        for name, shape in recorded.clip_shapes().items()
+        if name.startswith("transformer.resblocks.0.")
+    }
+    dim = recorded.DIM
+    places = {"frame_position_embeddings.weight": (recorded.CONTEXT, dim)}
+    if head == "seqLSTM":
+        lstm = {f"lstm_visual.weight_{way}_l0": (4 * dim, dim) for way in ("ih", "hh")}
+        return places | lstm | {f"lstm_visual.bias_{way}_l0": (4 * dim,) for way in ("ih", "hh")}
+    if head == "seqTransf":
+        return places | {f"transformerClip.resblocks.0.{name}": shape for name, shape in block.items()}
+    if head == "tightTransf":
+        pooler = {"ln_pool.weight": (dim,), "ln_pool.bias": (dim,), "dense.weight": (dim, dim), "dense.bias": (dim,)}
+        return {
+            "cross.embeddings.position_embeddings.weight": (recorded.CONTEXT, dim),
+            **{f"cross.transformer.resblocks.0.{name}": shape for name, shape in block.items()},
+            **{f"cross.pooler.{name}": shape for name, shape in pooler.items()},
+            "similarity_dense.weight": (1, dim),
+            "similarity_dense.bias": (1,),
+        }
+    return {}
+
+
+def official_gradients(model):
+    """By the official names: a model whose weights are the gradients of this one, written as the authors would."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for mine, theirs in zip(twin.parameters(), model.parameters()):
+            mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
+    return to_official(twin)
