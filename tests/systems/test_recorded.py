@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 import recorded
+from openvocab.clip.layouts import to_ours, to_theirs
 from openvocab.systems.clip4clip.official import from_official, to_official
+from openvocab.systems.pointclip import official as pointclip
+from openvocab.systems.pointclip.model import InterViewAdapter
 
 
 def close(found, expected, tolerance=2e-5):
@@ -41,6 +44,26 @@ def test_clip4clip(variant, tmp_path):
     close(scores, expected["outputs"])
     recorded.judged(scores).backward()
     gradients_close(official_gradients(model), expected["gradients"])
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_pointclip(mode):
+    """The inter-view adapter, whose norms take their statistics from the batch in training."""
+    views = recorded.views()
+    count, dim = views.shape[1:]
+    adapter = InterViewAdapter(count, dim, ratio=0.6, dropout=0.0).train(mode == "train")
+    theirs = {"fusion_ratio": (count,), "global_f.3.weight": (dim, count * dim), "global_f.3.bias": (dim,)}
+    theirs |= {"view_f.0.weight": (dim, dim), "view_f.0.bias": (dim,)}
+    theirs |= {"view_f.2.weight": (count * dim, dim), "view_f.2.bias": (count * dim,)}
+    theirs |= {f"global_f.{norm}.{part}": (dim,) for norm in ("0.bn", "4") for part in ("weight", "bias")}
+    ours = to_ours(recorded.weights(theirs), pointclip.PEER_KEYS)
+    adapter.load_state_dict({name.removeprefix("adapter."): value for name, value in ours.items()}, strict=False)
+    expected = recorded.numbers("pointclip")[mode]
+    adapted = adapter(views).flatten(1)
+    close(adapted, expected["outputs"])
+    recorded.judged(adapted).backward()
+    gradients = {f"adapter.{name}": value.grad for name, value in adapter.named_parameters()}
+    gradients_close(to_theirs(gradients, pointclip.PEER_KEYS), expected["gradients"])
 
 
 def head_shapes(head):

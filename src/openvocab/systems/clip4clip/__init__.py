@@ -8,8 +8,8 @@ Reproduced: the four heads, begun with the first blocks and places of the text t
 dimensions, equal at the start; 1 frame a second, of which the first, the last or evenly spread ones are looked at, in
 three orders; the protocol of several captions a clip; the official checkpoints.
 Differs from the paper: captions of one clip and equal captions are no negatives of each other; a batch holds a clip
-once; a clip's frames hide behind its own mask (at several heads the official code mixes the masks of a batch); clips
-that cannot be read are left out and listed, none is fed as zeros; a tie goes against us; AdamW corrects its bias.
+once; clips that cannot be read are left out and listed, none is fed as zeros; a tie goes against us; AdamW corrects
+its bias.
 The image tower is frozen in `small`: frames go through it once, and are kept (`data.look=frames` trains it too).
 
     openvocab train clip4clip --out run                                     generated clips
