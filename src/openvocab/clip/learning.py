@@ -1,6 +1,6 @@
 """What systems that learn from pictures with captions share: the data of a run, its batches, its tokenizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -188,13 +188,13 @@ def transform(data: DataConfig, pixels: PreprocessConfig) -> Transform:
 
 def origin(data: DataConfig, pairs: Pairs) -> dict[str, Any]:
     """What a model says of its training: the source, how many pairs, the words of their captions."""
-    return {"source": Path(data.pairs.source).name, "pairs": len(pairs), "words": words(pairs)}
+    return {"source": Path(data.pairs.source).name, "pairs": len(pairs), "words": words(captions_of(pairs))}
 
 
-def words(pairs: Pairs, limit: int = 50_000) -> list[str] | None:
-    """The words of the captions, alphabetically; None above `limit`, where a list no longer says anything."""
+def words(texts: Iterable[str], limit: int = 50_000) -> list[str] | None:
+    """The words of captions, alphabetically; None above `limit`, where a list no longer says anything."""
     seen: set[str] = set()
-    for text in captions_of(pairs):
+    for text in texts:
         seen.update(words_of(text))
         if len(seen) > limit:
             return None

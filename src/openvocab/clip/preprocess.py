@@ -64,6 +64,16 @@ def to_pixels(image: Image.Image, config: PreprocessConfig) -> Pixels:
     return torch.from_numpy(np.ascontiguousarray(np.array(square).transpose(2, 0, 1)))
 
 
+def boxes_seen(
+    boxes_xyxy_px: Float[Tensor, "box 4"], size: tuple[int, int], config: PreprocessConfig
+) -> Float[Tensor, "box 4"]:
+    """Boxes of a picture of `size` (width, height) in what is left of it, as shares of its sides; cut off there."""
+    frame = _frame(*size, config)
+    scale = torch.tensor([wide / was for wide, was in zip(frame.size, size)]).repeat(2)
+    corner = torch.tensor(frame.crop[:2]).repeat(2)
+    return ((boxes_xyxy_px * scale - corner) / config.image_size).clamp(0, 1)
+
+
 def preprocess_bytes(
     source: bytes | str | os.PathLike[str], config: PreprocessConfig, *, name: str | None = None, exif: bool = True
 ) -> Pixels:

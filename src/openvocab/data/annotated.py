@@ -125,8 +125,8 @@ class AnnotatedConfig:
     """Where annotated pictures are, and what training may know of them.
 
     Args:
-        source: `scenes`, `relations` (scenes in which one of two alike things is meant), a COCO json, or a folder with
-            `images/`, `masks/` and `labels.txt`.
+        source: `scenes`, `relations` (scenes in which one of two alike things is meant), `events` (one thing does
+            something to another), a COCO json, or a folder with `images/`, `masks/` and `labels.txt`.
         image_root: where the pictures of a COCO json are; `images/` beside it, or its own folder, by default.
         holdout: combinations that scenes for training withhold; `none` shows and names all.
         novel: labels of other sources to withhold.
@@ -146,10 +146,11 @@ class AnnotatedConfig:
 
 def open_annotated(config: AnnotatedConfig, seed: int = 0) -> Annotated:
     """What training sees of a source; `labels` are those that it may know."""
-    from openvocab.data.scenes import open_annotated_scenes, open_relations, withheld_labels
+    from openvocab.data.scenes import open_annotated_scenes, open_events, open_relations, withheld_labels
 
-    if config.source == "relations":
-        return open_relations(config.num_scenes, config.world, seed=seed)
+    if config.source in ("relations", "events"):
+        drawn = open_relations if config.source == "relations" else open_events
+        return drawn(config.num_scenes, config.world, seed=seed)
     if config.source == "scenes":
         novel = () if config.holdout == "none" else withheld_labels(config.holdout)
         removed = config.withheld == "removed" and novel
@@ -163,7 +164,7 @@ def open_annotated(config: AnnotatedConfig, seed: int = 0) -> Annotated:
 
 
 def open_source(source: str, image_root: str | None = None) -> Annotated:
-    """A whole source: `scenes:COUNT:STREAM` or `relations:COUNT:STREAM` that no training has drawn, or files.
+    """A whole source: `scenes:COUNT:STREAM` (or `relations`, `events`) that no training has drawn, or files.
 
     Raises:
         FileNotFoundError: no such source.
@@ -171,9 +172,10 @@ def open_source(source: str, image_root: str | None = None) -> Annotated:
     """
     from openvocab.data.coco import open_coco
     from openvocab.data.index_masks import open_index_masks
-    from openvocab.data.scenes import TEST_SEED, open_annotated_scenes, open_relations, stream_of
+    from openvocab.data.scenes import TEST_SEED, open_annotated_scenes, open_events, open_relations, stream_of
 
-    path, drawn = Path(source), {"scenes": open_annotated_scenes, "relations": open_relations}
+    path = Path(source)
+    drawn = {"scenes": open_annotated_scenes, "relations": open_relations, "events": open_events}
     if (name := source.split(":")[0]) in drawn and not path.exists():
         count, stream = stream_of(source)
         return drawn[name](count, SHOWN, seed=TEST_SEED + stream)

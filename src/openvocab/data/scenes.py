@@ -10,7 +10,8 @@ from openvocab.data.annotated import NOTHING, Annotated, Annotation
 from openvocab.data.memory import InMemory
 from openvocab.storage import fingerprint
 from openvocab.world import caption
-from openvocab.world.caption import Caption, CaptionConfig
+from openvocab.world.caption import Caption, CaptionConfig, Span
+from openvocab.world.event import VERBS, Events, draw_events, event_texts
 from openvocab.world.pairs import ScenePairs, scene_pairs
 from openvocab.world.relation import relation_scenes
 from openvocab.world.render import mask_boxes, render, truth
@@ -114,6 +115,23 @@ def open_relations(num_scenes: int, world: WorldConfig, *, seed: int = 0) -> Sce
     """Scenes whose captions name one of two alike objects by a relation that the other lacks."""
     scenes, said = relation_scenes(num_scenes, world, seed)
     return SceneAnnotations(f"relation-{seed}", ScenePairs(scenes, render(scenes, world.size_px)), said, world)
+
+
+def open_events(num_scenes: int, world: WorldConfig, *, seed: int = 0) -> SceneAnnotations:
+    """Events (`world.event`): who does what to whom; the third object of each picture is the mark of the action."""
+    return event_annotations(draw_events(num_scenes, seed), world, f"event-{seed}")
+
+
+def event_annotations(events: Events, world: WorldConfig, name: str) -> SceneAnnotations:
+    """These events, drawn; the two phrases of a caption point at who acts and at who suffers."""
+    said = []
+    for text in event_texts(events):
+        verb = next(verb for verb in VERBS if f" {verb} " in text)
+        agent, patient = text.removeprefix("a ").split(f" {verb} a ")
+        start = len(text) - len(patient)
+        spans = (Span(2, 2 + len(agent), (0,), "phrase"), Span(start, len(text), (1,), "phrase"))
+        said.append(Caption(text, spans))
+    return SceneAnnotations(name, ScenePairs(events.scenes, render(events.scenes, world.size_px)), said, world)
 
 
 def withheld_labels(holdout: Holdout) -> tuple[str, ...]:

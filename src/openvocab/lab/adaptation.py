@@ -25,7 +25,7 @@ from openvocab.adapt.heads import FITS, Fit, Shots, sure
 from openvocab.adapt.wise_ft import interpolate
 from openvocab.clip import measure
 from openvocab.clip.engine import embed_images, embed_texts
-from openvocab.clip.learning import open_test, words
+from openvocab.clip.learning import captions_of, open_test, words
 from openvocab.clip.measure import Measured, embed_labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.vocabulary import vocabulary
@@ -303,7 +303,7 @@ def _compare(before: Measured, after: Measured) -> dict[str, Any]:
 
 def _origin(clip: CLIP, data: str, memory: InMemory) -> dict[str, Any]:
     """What the tuned model was trained on: all before, and these pairs."""
-    before, learned = clip.trained_on or {}, words(memory)
+    before, learned = clip.trained_on or {}, words(captions_of(memory))
     known = sorted({*before["words"], *learned}) if before.get("words") and learned else None
     return {"source": f"{before.get('source', clip.name)}, {Path(data).name}", "pairs": len(memory), "words": known}
 

@@ -78,7 +78,7 @@ STYLE_OPENINGS = {
 _SINGULAR_OPENINGS = ("there is ", "this is ")
 _NUMBERS = ("no", "one", "two", "three", "four")
 _APART = 0.15  # centres further apart than this along an axis are left of, above, ...
-_ARTICLE = re.compile(r"\ban? (?=(\w))")
+_ARTICLE = re.compile(r"\b([Aa])n? (?=(\w))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,4 +356,4 @@ def _spanned(sentence: list[_Piece]) -> Caption:
 
 
 def _mend_articles(text: str) -> str:
-    return _ARTICLE.sub(lambda found: "an " if found[1] in "aeiou" else "a ", text)
+    return _ARTICLE.sub(lambda found: f"{found[1]}n " if found[2] in "aeiou" else f"{found[1]} ", text)
