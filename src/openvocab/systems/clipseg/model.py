@@ -28,8 +28,8 @@ from openvocab.shapes import Images, Tokens
 Conditions = Float[Tensor, "prompt embed"]
 """What is looked for: rows of the shared space, as the towers give them."""
 
-_TOKENS = 2**14
-"""Of the decoder at once: many prompts on a large picture stay in bounded memory."""
+_TOKENS = 2**11
+"""Of the decoder at once: many prompts on a large picture stay in bounded memory, few in the caches."""
 _IMAGENET = PreprocessConfig(
     image_size=352,
     mean=(0.485, 0.456, 0.406),
