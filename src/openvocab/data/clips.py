@@ -20,7 +20,7 @@ from openvocab.data.source import CAPTION_KEYS, LABEL_KEYS, caption_texts, choos
 from openvocab.data.tables import TABLE_SUFFIXES, stream_rows
 from openvocab.data.video import open_video
 from openvocab.storage import fingerprint
-from openvocab.world.motion import ACTIONS, clip_texts, draw_clips
+from openvocab.world.motion import ACTION_NAMES, ACTIONS, clip_texts, draw_clips
 from openvocab.world.render import render
 from openvocab.world.scene import Holdout, Split, WorldConfig
 
@@ -210,7 +210,7 @@ class MotionClips(ClipSource):
         return tuple(dict.fromkeys(said[index] for said in self._said))
 
     def label(self, index: int) -> str | None:
-        return tuple(ACTIONS)[self.clips.action[index]]
+        return ACTION_NAMES[self.clips.action[index]]
 
     def read(self, index: int, sampling: Sampling, offsets: Offsets | None = None) -> list[Image.Image]:
         count = self.clips.num_frames

@@ -8,7 +8,7 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.regions import measure_grounding
 from openvocab.lab import evaluation_report
 
-TASKS = ("segment", "detect", "ground", "rank")
+TASKS = ("segment", "detect", "ground", "rank", "recognize")
 """Named after the verb of the models that answer them."""
 UNTRAINED = {"segment": "maskclip"}
 """The system that answers for a CLIP."""

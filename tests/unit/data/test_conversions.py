@@ -5,11 +5,13 @@ import json
 import re
 from pathlib import Path
 
+import av
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
-from videos import write_video
+from videos import picture, write_video
 
 from openvocab.data.clips import ClipsConfig, Sampling, open_clips
 from openvocab.data.depths import open_depths
@@ -71,3 +73,27 @@ def test_nyuv2(tmp_path):
     assert np.abs(second.depth_m - depths[3].T).max() <= 0.0006
     convert(tmp_path / "nyu_depth_v2_labeled.mat", tmp_path / "splits.mat", tmp_path / "train", "train")
     assert [path.name for path in sorted((tmp_path / "train/depth").iterdir())] == ["00002.png", "00003.png"]
+
+
+@pytest.fixture
+def frame_folders(tmp_path):
+    for video, count in (("abseiling/a b", 5), ("archery/c", 3)):
+        folder = tmp_path / "frames" / video
+        folder.mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(picture(number)).save(folder / f"img_{number + 1:05d}.jpg", quality=90)
+    (tmp_path / "train.txt").write_text("abseiling/a b 5 0\narchery/c 3 7\n")
+    (tmp_path / "labels.csv").write_text("id,name\n0,abseiling\n7,archery\n")
+    return tmp_path
+
+
+def test_actions(frame_folders):
+    convert, folder = conversion("actions.md")["actions"], frame_folders
+    convert(folder / "frames", folder / "train.txt", folder / "labels.csv", folder / "clips")
+    clips = open_clips(ClipsConfig(source=str(folder / "clips" / "clips.csv")))
+    assert [clips.label(index) for index in range(len(clips))] == ["abseiling", "archery"]
+    segments = clips.read(0, Sampling(fps=30.0, most=8, pick="segments"))
+    assert len(segments) == 5
+    for number, frame in enumerate(segments):
+        with av.open(str(folder / "frames" / "abseiling" / "a b" / f"img_{number + 1:05d}.jpg")) as alone:
+            assert np.array_equal(frame, next(alone.decode(video=0)).to_ndarray(format="rgb24"))

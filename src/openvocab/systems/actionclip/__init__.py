@@ -233,6 +233,11 @@ def evaluate(
     return figures | {f"recall/{labels[row]}": right[truth == row].mean().item() for row in truth.unique().tolist()}
 
 
+def open_test(source: str) -> ClipSource:
+    """A clip list, or generated clips."""
+    return open_clips(ClipsConfig(source=source))
+
+
 def load(path: Path | str, clip: CLIP | None = None) -> ActionCLIP:
     """openvocab's folder, or an official checkpoint: a file, which holds its own CLIP."""
     return from_official(path) if Path(path).is_file() else ActionCLIP.load(path)
@@ -249,6 +254,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_test,
     example=example,
     load=load,
     init=("clip", "dense"),
