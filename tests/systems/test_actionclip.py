@@ -292,7 +292,7 @@ def fusion_names(head: str) -> dict[str, tuple[int, ...]]:
     if head == "Transf":
         return names | official_blocks("transformer.", 6)
     names |= {"transformer.cls_token": (1, 1, 64), "transformer.pos_embed": (1, 9, 64)}
-    layer = torch.nn.TransformerEncoderLayer(64, 8, 256)
+    layer = torch.nn.TransformerEncoderLayer(64, 8)
     encoder = torch.nn.TransformerEncoder(layer, 6, torch.nn.LayerNorm(64), enable_nested_tensor=False)
     return names | {f"transformer.transformer_enc.{name}": tuple(v.shape) for name, v in encoder.state_dict().items()}
 

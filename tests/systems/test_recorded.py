@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 import recorded
+from openvocab.blocks.temporal import Conv1D, SeqLSTM, SeqTransf, TransfCls, frame_mean
 from openvocab.clip.layouts import to_ours, to_theirs
+from openvocab.systems.actionclip import official as actionclip
 from openvocab.systems.clip4clip.official import from_official, to_official
 from openvocab.systems.pointclip import official as pointclip
 from openvocab.systems.pointclip.model import InterViewAdapter
@@ -37,13 +39,37 @@ def test_clip4clip(variant, tmp_path):
     model = from_official(tmp_path / "model.safetensors")
     model.requires_grad_(True)
     ids, videos, shown = recorded.clip4clip_inputs()
-    frames = model.watch(model.look(videos), shown)
+    frames = model.watch(model.look(videos, shown), shown)
     scores = model.scores(model.clip.encode_text(ids, normalize=False), frames, shown)
     scores = scores if head == "tightTransf" else model.clip.scale() * scores
     expected = recorded.numbers("clip4clip")[variant]
     close(scores, expected["outputs"])
     recorded.judged(scores).backward()
     gradients_close(official_gradients(model), expected["gradients"])
+
+
+@pytest.mark.parametrize("variant", recorded.ACTIONCLIP)
+def test_actionclip(variant):
+    """Its heads over time, the means of what they make of frames."""
+    features, kind = recorded.features().requires_grad_(), variant.replace("_1D", "1D")
+    expected = recorded.numbers("actionclip")[variant]
+    heads = {
+        "Conv1D": lambda: Conv1D(recorded.DIM, official_layout=True),
+        "LSTM": lambda: SeqLSTM(recorded.DIM),
+        "Transf": lambda: SeqTransf(recorded.DIM, 6, recorded.DIM // 64, recorded.CONTEXT),
+        "Transf_cls": lambda: TransfCls(recorded.DIM, 6, 8, features.shape[1]),
+    }
+    head = heads.get(kind, torch.nn.Module)().eval()
+    rules, shown = actionclip.PEER_KEYS[kind], torch.ones(features.shape[:2], dtype=torch.bool)
+    theirs = to_theirs({f"temporal.{name}": value for name, value in head.state_dict().items()}, rules)
+    ours = to_ours(recorded.weights({name: tuple(value.shape) for name, value in theirs.items()}), rules)
+    head.load_state_dict({name.removeprefix("temporal."): value for name, value in ours.items()})
+    found = head(features, shown) if kind in heads else features
+    found = found if kind == "Transf_cls" else frame_mean(found, shown)
+    close(found, expected["outputs"])
+    recorded.judged(found).backward()
+    gradients = to_theirs({f"temporal.{name}": value.grad for name, value in head.named_parameters()}, rules)
+    gradients_close(gradients | {"features": features.grad}, expected["gradients"])
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -112,7 +112,8 @@ class TransfCls(nn.Module):
         super().__init__()
         self.token = nn.Parameter(torch.empty(dim))
         self.positions = nn.Parameter(torch.empty(context + 1, dim))
-        self.blocks = nn.ModuleList(PostNormBlock(dim, heads, 4 * dim, "relu", 1e-5, dropout) for _ in range(layers))
+        about = {"mlp_dim": 2048, "activation": "relu", "norm_eps": 1e-5, "dropout": dropout}  # whatever the width is
+        self.blocks = nn.ModuleList(PostNormBlock(dim, heads, **about) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
         for part in self.blocks.modules():
             if isinstance(part, nn.Linear):

@@ -201,7 +201,7 @@ def test_transf_cls_is_torchs_encoder():
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    layer = torch.nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
+    layer = torch.nn.TransformerEncoderLayer(64, 4, batch_first=True)
     peer = torch.nn.TransformerEncoder(layer, 2, torch.nn.LayerNorm(64), enable_nested_tensor=False).eval()
     rules = (*torch_blocks("blocks", "layers"), same("norm.{p}", "norm.{p}"))
     state = {name: value for name, value in head.state_dict().items() if name not in ("token", "positions")}

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from openvocab.world.motion import ACTIONS, clip_texts, draw_clips, render_clips, reverse_action
+from openvocab.world.motion import ACTIONS, JOURNEYS, clip_texts, draw_clips, render_clips, reverse_action
 from openvocab.world.render import truth
 from openvocab.world.scene import CLASSES, held_out_classes
 
@@ -43,6 +43,18 @@ def test_moving_objects_go_where_the_action_says(name, dx, dy):
         steps = np.diff(path, axis=1)
         assert (np.sign(direction) * steps > 1).all() if direction else (np.abs(steps) < 1).all()
     assert (area > 0).all()
+
+
+def test_journeys_lead_from_one_place_to_another():
+    middle = {"left": 0.2, "top": 0.2, "right": 0.8, "bottom": 0.8}
+    for name in tuple(JOURNEYS)[::9]:
+        x, y, _ = tracks(only(name, count=10))
+        for frame, place in zip((0, -1), name.removeprefix("moves from ").split(" to ")):
+            for path, words in ((x, ("left", "right")), (y, ("top", "bottom"))):
+                at = next((middle[word] for word in words if word in place), 0.5)
+                assert np.abs(path[:, frame] / 64 - at).max() < 0.15
+    assert len(JOURNEYS) == 9 * 8
+    assert "moves from the right to the top left" in JOURNEYS
 
 
 def test_growing_and_shrinking_change_the_area():
