@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 import recorded
 from openvocab.blocks.temporal import Conv1D, SeqLSTM, SeqTransf, TransfCls, frame_mean
+from openvocab.blocks.transport import cosine_cost, distance, ipot
 from openvocab.clip.layouts import to_ours, to_theirs
 from openvocab.systems.actionclip import official as actionclip
 from openvocab.systems.clip4clip.official import from_official, to_official
@@ -70,6 +71,18 @@ def test_actionclip(variant):
     recorded.judged(found).backward()
     gradients = to_theirs({f"temporal.{name}": value.grad for name, value in head.named_parameters()}, rules)
     gradients_close(gradients | {"features": features.grad}, expected["gradients"])
+
+
+def test_clip_event():
+    """Optimal transport between words and regions of two pictures, some of them padding."""
+    texts, images, text_pad, image_pad = recorded.graphs()
+    texts.requires_grad_(), images.requires_grad_()
+    cost = cosine_cost(texts, images)
+    found = distance(cost, ipot(cost, ~text_pad, ~image_pad))
+    expected = recorded.numbers("clip_event")["distance"]
+    close(found, expected["outputs"])
+    recorded.judged(found).backward()
+    gradients_close({"texts": texts.grad, "images": images.grad}, expected["gradients"])
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
