@@ -52,7 +52,7 @@ def evaluate(
         str,
         typer.Option(
             help="zeroshot, retrieval, skills, bias, robustness, overlap, probe, fewshot, calibration, "
-            "segment, detect, ground, rank."
+            "segment, detect, ground, rank, depth."
         ),
     ] = "zeroshot",
     templates: Templates = "generic",

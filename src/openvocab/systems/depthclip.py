@@ -32,7 +32,7 @@ from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.values import Dense, dense_values, stride
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.decode import decode, to_rgb
-from openvocab.data.depths import Depths
+from openvocab.data.depths import Depths, open_depths
 from openvocab.metrics.depth import EVERYWHERE, DepthM, Protocol, blind, depth_errors
 from openvocab.progress import track
 from openvocab.shapes import Batch, Images
@@ -212,6 +212,7 @@ SYSTEM = System(
     build=build,
     embed=embed,
     evaluate=evaluate,
+    open=open_depths,
     example=example,
     load=DepthCLIP.load,
     parameters={"paper": 102_007_137},

@@ -29,6 +29,12 @@ def test_any_clip_is_measured_on_pixels(saved, tmp_path):
     assert "miou" in (tmp_path / "report.html").read_text()
 
 
+def test_any_clip_is_measured_on_distances_beside_what_sees_no_picture(saved):
+    found = evaluate_source(str(saved[0]), "rooms:2", "depth")
+    assert found["data"]["rows"] == 2
+    assert {"abs_rel", "delta1", "row mean: abs_rel", "median: abs_rel"} <= set(found["metrics"])
+
+
 def test_what_a_model_or_task_cannot_do_is_said(saved):
     folder, _ = saved
     with pytest.raises(ValueError, match="--task detect needs a model that does, not one of clip"):
