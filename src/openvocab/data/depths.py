@@ -5,6 +5,7 @@ A PNG holds whole numbers of a unit that is settable (1 mm as NYU's files, 1/256
 """
 
 import itertools
+import zipfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +93,12 @@ def read_depth(path: Path, unit_m: float = 0.001) -> DepthMap:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such depth; expected .npz with depth_m in metres, or .png")
     try:
-        if path.suffix == ".npz":
-            values, unit_m = np.load(path, allow_pickle=False)["depth_m"], 1.0
-        else:
-            with Image.open(path) as file:
-                values = np.array(file)
-    except (OSError, ValueError, KeyError) as error:
+        with path.open("rb") as file:
+            if path.suffix == ".npz":
+                values, unit_m = np.load(file, allow_pickle=False)["depth_m"], 1.0
+            else:
+                values = np.array(Image.open(file))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a depth that can be read ({error})") from None
     if values.ndim != 2:
         raise ValueError(f"{path}: holds {values.ndim} axes, expected one number a pixel")

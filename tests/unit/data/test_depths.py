@@ -46,7 +46,7 @@ def test_bad_files_are_named(folder):
     noise(0).save(folder / "colours.png")
     with pytest.raises(ValueError, match=r"colours\.png: holds 3 axes"):
         read_depth(folder / "colours.png")
-    (folder / "broken.npz").write_bytes(b"PK")
+    (folder / "broken.npz").write_bytes((folder / "depth" / "hall" / "b.npz").read_bytes()[:80])
     np.savez(folder / "other.npz", metres=np.ones((2, 2)))
     for name in ("broken.npz", "other.npz"):
         with pytest.raises(ValueError, match=f"{name}: not a depth that can be read"):
