@@ -52,7 +52,7 @@ def evaluate(
         str,
         typer.Option(
             help="zeroshot, retrieval, skills, bias, robustness, overlap, probe, fewshot, calibration, "
-            "segment, detect, ground, rank, depth."
+            "segment, detect, ground, rank, recognize, depth."
         ),
     ] = "zeroshot",
     templates: Templates = "generic",
