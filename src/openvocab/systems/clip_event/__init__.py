@@ -99,7 +99,8 @@ def loss(model: CLIPEvent, batch: Batch, embeds: dict[str, Tensor]) -> Losses:
     said = contrast(scale * embeds["text"] @ everybody(embeds["image"]).T, right, torch.ones_like(right))
     losses = {"loss": (seen + said) / 2, "diag/scale": scale}
     if "region" in embeds:
-        far = model.transported(embeds["mention"], embeds["region"], batch["mentions_there"], batch["boxed"]).sum()
+        nodes = embeds["mention"], embeds["region"]
+        far = model.transport(*nodes, batch["mentions_there"], batch["boxed"])[1].sum()
         losses = {**losses, "loss": losses["loss"] + model.config.transport * far, "transport": far}
     return losses
 
@@ -161,12 +162,15 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIPEventConfig]:
             groups=(GroupConfig(),),
         )
     pictures = replace(pictures, num_scenes=64, batch_size=16) if size == "tiny" else pictures
+    optim = OptimConfig(lr=2e-3, weight_decay=0.2, schedule="linear")
+    muon = replace(optim, method="muon", lr=0.01, betas=(0.9, 0.0), weight_decay=0.0)
+    towers = ("clip.image.blocks.", "clip.text.blocks.")
     return Recipe(
         model=config,
         data=CLIPEventData(pictures=pictures, said=said),
-        optim=OptimConfig(lr=1e-3, weight_decay=0.2),
-        fit=FitConfig(steps=10 if size == "tiny" else 700, checkpoint_every_steps=200),
-        groups=(GroupConfig(),),
+        optim=optim,
+        fit=FitConfig(steps=10 if size == "tiny" else 400, ema_decay=0.98),
+        groups=(GroupConfig(name="blocks", prefixes=towers, min_axes=2, optim=muon), GroupConfig()),
     )
 
 

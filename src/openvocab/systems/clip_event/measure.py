@@ -14,11 +14,10 @@ from openvocab.systems.clip_event.descriptions import told_of
 from openvocab.systems.clip_event.model import CLIPEvent, Events
 from openvocab.systems.clip_event.structure import Ontology, Told, edit_caption, read_ontology, rotate_roles
 
-_GROUNDED = 300
-"""Pictures that are asked for their event alone: each costs its regions and a sentence for every way to fill a type."""
 
-
-def evaluate(model: CLIPEvent, data: Annotated, ontology: Ontology | None = None) -> dict[str, float]:
+def evaluate(
+    model: CLIPEvent, data: Annotated, ontology: Ontology | None = None, grounded: int = 300
+) -> dict[str, float]:
     """Figures over the pictures whose captions tell an event; ties count half.
 
     swapped_roles: the caption fits better than with its participants in each other's roles; event: better than with
@@ -26,6 +25,9 @@ def evaluate(model: CLIPEvent, data: Annotated, ontology: Ontology | None = None
     these true and false captions. With boxes that the captions point at, from the pictures alone: event_top1,
     role_f1 (type, role and box are right), role_f1_of_event (role and box, among those of the true type), and what
     guessing gets. `events` is the share of captions that tell one.
+
+    Args:
+        grounded: the most pictures asked alone: each costs its regions and a sentence for every way to fill a type.
 
     Raises:
         ValueError: no caption tells an event.
@@ -55,7 +57,7 @@ def evaluate(model: CLIPEvent, data: Annotated, ontology: Ontology | None = None
             figures[name] = sum(credits) / len(credits)
     own = torch.tensor([place[each.caption] for _, each in rows])
     figures["i2t_r@1"] = (scores.argmax(1) == own).double().mean().item()
-    return figures | _from_pictures(model, data, rows, ontology, len(types))
+    return figures | _from_pictures(model, data, rows[:grounded], ontology, len(types))
 
 
 def _false(told: Told, other: Told, types: tuple[str, ...], ontology: Ontology) -> tuple[list[str], ...]:
@@ -97,7 +99,7 @@ def _from_pictures(
     model: CLIPEvent, data: Annotated, rows: list[tuple[int, Told]], ontology: Ontology, num_types: int
 ) -> dict[str, float]:
     whole, known, chances, hits = _Counts(), _Counts(), [], []
-    for index, told in track(rows[:_GROUNDED], f"finding events in {data.source}", unit="picture"):
+    for index, told in track(rows, f"finding events in {data.source}", unit="picture"):
         found = data.read(index)
         true = _true_roles(found, told)
         if not true:

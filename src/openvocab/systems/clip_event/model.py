@@ -35,6 +35,7 @@ from openvocab.systems.clip_event.structure import (
 
 Nodes = Float[Tensor, "image _ embed"]
 There = Bool[Tensor, "image _"]
+"""Of mentions and of regions, which are of different numbers."""
 
 _FILLERS_EACH = 3
 """Words of a role that are tried in sentences, those that some region shows best."""
@@ -103,10 +104,13 @@ class CLIPEvent(CLIPSystemModel):
         shares = shares / shares.sum(2, keepdim=True).clamp_min(1e-6)
         return shares @ self.clip.image.projection(tokens)
 
-    def transported(self, mentions: Nodes, regions: Nodes, mentioned: There, boxed: There) -> Float[Tensor, " image"]:
-        """How far the mentions of each picture's caption are from its regions, at the best plan."""
+    def transport(
+        self, mentions: Nodes, regions: Nodes, mentioned: There, boxed: There
+    ) -> tuple[Float[Tensor, "image mention region"], Float[Tensor, " image"]]:
+        """The best plan from the mentions of each picture's caption to its regions, and how far that is."""
         cost = cosine_cost(mentions, regions)
-        return distance(cost, {"ipot": ipot, "sinkhorn": sinkhorn}[self.config.plan](cost, mentioned, boxed))
+        plan = {"ipot": ipot, "sinkhorn": sinkhorn}[self.config.plan](cost, mentioned, boxed)
+        return plan, distance(cost, plan)
 
     def read(self, tokens: Int[Tensor, "text token"]) -> Float[Tensor, "text embed"]:
         """Texts as the tower projects them, without the padding where nothing sees it."""
@@ -185,10 +189,9 @@ class CLIPEvent(CLIPSystemModel):
         mentions = list(told.event.roles.values())
         filled: tuple[Filled, ...] = ()
         if len(places):
-            cost = cosine_cost(embed_texts(self.clip, mentions)[None], crop_embeds(self.clip, image, places)[None])
-            there = torch.ones_like(cost, dtype=torch.bool)
-            plan = ipot(cost, there[:, :, 0], there[:, 0])[0]
-            shares, rows = (plan * len(mentions)).max(1)
+            nodes = embed_texts(self.clip, mentions)[None], crop_embeds(self.clip, image, places)[None]
+            plan, _ = self.transport(*nodes, *(torch.ones(1, each.shape[1], dtype=torch.bool) for each in nodes))
+            shares, rows = (plan[0] * len(mentions)).max(1)
             each = zip(told.event.roles.items(), rows.tolist(), shares.tolist())
             filled = tuple(_fill(role, word, row, share, places) for (role, word), row, share in each)
         return Events((told.event.type,), chances[:1], (filled,), approximate)

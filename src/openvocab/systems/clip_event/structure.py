@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,6 +215,7 @@ def other_type(event: Event, ontology: Ontology, rng: np.random.Generator, posit
     return found
 
 
+@cache
 def _inflected(lemma: str, like: str) -> str:
     """A verb in the form of another: carry as arrested gives carried."""
     forms = require("lemminflect", "text", "editing captions")
