@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 
 from openvocab import loading, systems
 from openvocab.clip.regions import Detection
 from openvocab.data.annotated import open_source
 from openvocab.lab.overlay import label_colours
+from openvocab.lab.studies.clip_event import ARMS
 from openvocab.lab.study import Arm
 from openvocab.storage import atomic_path
 from openvocab.world.radiograph import FINDINGS, draw_radiographs, render_radiographs
@@ -82,6 +84,35 @@ def dense(count: int = 6, zoom: int = 2) -> Image.Image:
     return page.quantize(128)
 
 
+def events(count: int = 6, zoom: int = 4) -> Image.Image | None:
+    """Scenes as CLIP-Event reads them, from their boxes and from windows: agent orange, entity blue, what it says.
+
+    None where this machine has not kept its run (`openvocab claims`).
+    """
+    if not (ARMS["both"].folder(0) / "model").exists():
+        return None
+    model, data = loading.load(ARMS["both"].folder(0)), open_source("events:40:7")
+    side, foot, head, across = 64 * zoom, 38, 20, count // 2
+    page = Image.new("RGB", ((side + GAP) * across + GAP, 2 * head + (side + foot) * 4), "white")
+    for number in range(2 * count):
+        row, found = number // across, data.read(number % count)
+        boxes = torch.from_numpy(found.boxes_xyxy_px) if row < 2 else None
+        answer, said = model.events(found.image, boxes=boxes), found.caption.text if found.caption else ""
+        picture = found.image.resize((side, side), Image.Resampling.NEAREST)
+        for each in answer.roles[0]:
+            colour = {"Agent": (240, 120, 20), "Entity": (30, 90, 220)}[each.role]
+            ImageDraw.Draw(picture).rectangle([round(e * zoom) for e in each.box_xyxy_px], outline=colour, width=3)
+        left, top = GAP + (side + GAP) * (number % across), (side + foot) * row + head * (1 + row // 2)
+        page.paste(picture, (left, top))
+        told = f"{answer.types[0]}: {' > '.join(each.label for each in answer.roles[0])}"
+        for line, text in enumerate((told, f"true: {said.replace('a ', '')}")):
+            ImageDraw.Draw(page).text((left, top + side + 2 + 16 * line), text, "black", font_size=12)
+        if number in (0, count):
+            title = "from boxes" if row < 2 else "from windows: approximate"
+            ImageDraw.Draw(page).text((GAP, top - head + 2), title, "black", font_size=14)
+    return page.quantize(256)
+
+
 def framed(found: Detection, picture: Image.Image) -> np.ndarray:
     """Boxes as lines of the colour of their class over a pale picture, the surest on top."""
     pale = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, "white"), 0.6)
@@ -116,6 +147,8 @@ def main() -> None:
         painted = np.where(masks[:, slot, None], palette[slot][None, :, None, None], painted).astype(np.uint8)
     save("truth.png", sheet(np.concatenate([render(scenes[:12], 64), painted]), 12))
     save("dense.png", dense())
+    if told := events():
+        save("events.png", told)
     one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)
     films = draw_radiographs(len(one_each), seed=5)
     everything = {"left": np.ones_like(one_each), "large": np.ones_like(one_each)}

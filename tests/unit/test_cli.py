@@ -218,3 +218,39 @@ def test_detect_names_the_boxes_of_another_detector(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "coco.json").read_text())["images"][0]["file_name"] == "red.png"
     assert run(line) == 1
     assert "openvocab train vild --size small" in capsys.readouterr().err
+
+
+def test_events_says_who_plays_which_role(tmp_path, capsys):
+    Image.new("RGB", (50, 34), "red").save(tmp_path / "red.png")
+    boxes = [{"image_id": 1, "bbox": box, "score": 0.5} for box in ([5, 5, 20, 20], [30, 5, 15, 20])]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    line = ["events", str(tmp_path / "red.png"), "--ontology", "scenes", "--model", "demo", "--json"]
+    assert run([*line, "--boxes", str(tmp_path / "boxes.json")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {each["event"] for each in found["events"]} == {"Push", "Kick", "Chase"}
+    assert sum(each["score"] for each in found["events"]) == pytest.approx(1)
+    assert not found["approximate"]
+    places = {tuple(role["box_xyxy_px"]) for each in found["events"] for role in each["roles"]}
+    assert places <= {(5, 5, 25, 25), (30, 5, 45, 25)}
+    assert run([*line[:2], "a red circle kicks a blue square", *line[2:]]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["told"] == "Kick {Agent red circle, Entity blue square}"
+    assert [role["label"] for role in told["events"][0]["roles"]] == ["red circle", "blue square"]
+    assert told["approximate"]
+    assert run(line[:-1]) == 0
+    assert "places are approximate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--ontology", "{}/none.json"], "an ontology is news, scenes or a json"),
+        (["--detector", "demo"], "openvocab train vild --size small"),
+        (["--boxes", "{}/none.json"], "none.json"),
+    ],
+)
+def test_events_names_what_it_cannot_use(options, named, tmp_path, capsys):
+    Image.new("RGB", (50, 34), "red").save(tmp_path / "red.png")
+    line = ["events", str(tmp_path / "red.png"), "--model", "demo"]
+    assert run([*line, *(option.format(tmp_path) for option in options)]) == 1
+    assert named in capsys.readouterr().err

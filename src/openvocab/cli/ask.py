@@ -1,7 +1,8 @@
 """Verbs that ask a picture something in words."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -184,18 +185,15 @@ def detect(
 ) -> None:
     """Finds what your words name; with --boxes any CLIP can name the regions that another detector found."""
     source = chosen_model(model)
-    import torch
-
     from openvocab import loading
-    from openvocab.clip.regions import name_regions, within
-    from openvocab.data.coco import read_regions
+    from openvocab.clip.regions import name_regions
     from openvocab.data.decode import decode
     from openvocab.lab import overlay
 
     image, name = decode(picture), Path(picture).name
     words = labels if Path(labels).is_file() else labels.split(",")
     if boxes:
-        regions = within(torch.from_numpy(read_regions(boxes, name)), *image.size)
+        regions = _read_boxes(boxes, image, name)
         found = name_regions(loading.load(source), image, regions, words, templates=templates)
     else:
         found = trained(source, "detect", "vild").detect(image, words, templates=templates, score_above=score_above)
@@ -222,3 +220,57 @@ def ground(
     found = reader.ground(image, sentence, boxes_each=boxes_each)
     files = overlay.write_boxes(found.detection(), image, Path(picture).name, out) if out else {}
     show_boxes(picture, found.detection(), files, as_json, [list(span) for span in found.spans])
+
+
+@app.command()
+def events(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    caption: Annotated[str | None, typer.Argument(help="Its event and its participants are looked for.")] = None,
+    model: Model = None,
+    ontology: Annotated[str | None, typer.Option(help="news, scenes, or a json of event types and roles.")] = None,
+    boxes: Annotated[
+        Path | None,
+        typer.Option("--boxes", "--detector", help="Who may play a role: a COCO json, or the run of a detector."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Says what happens in a picture and who plays which role; any CLIP can, one trained for it tells roles apart."""
+    source = chosen_model(model)
+    from openvocab import loading, systems
+    from openvocab.clip.model import CLIP
+    from openvocab.data.decode import decode
+    from openvocab.systems.clip_event.structure import read_ontology
+
+    opened = loading.load(source)
+    asked = systems.get("clip_event").build("paper", opened) if isinstance(opened, CLIP) else opened
+    if not hasattr(asked, "events"):
+        raise ValueError(f"events: {source} is of {asked.system}, which cannot; {systems.how_to_get('clip_event')}")
+    image, types = decode(picture), read_ontology(ontology or asked.config.ontology)
+    if boxes is None or boxes.suffix == ".json":
+        candidates = _read_boxes(boxes, image, Path(picture).name) if boxes else None
+    else:
+        candidates = trained(str(boxes), "detect", "vild").detect(image, list(types.fillers))
+    found = asked.events(image, caption, candidates, types)
+    rows = [
+        {"event": name, "score": score, "roles": [asdict(each) for each in roles]}
+        for name, score, roles in zip(found.types, found.scores.tolist(), found.roles)
+    ]
+    lines = []
+    for row in rows:
+        lines.append(f"{row['score']:6.1%}  {row['event']}")
+        lines += [f"{'':8}{r['role']} {r['label']}  {[round(x, 1) for x in r['box_xyxy_px']]}" for r in row["roles"]]
+    note = ["places are approximate: windows, no boxes were given"] if found.approximate else []
+    result = {"picture": picture, "events": rows, "approximate": found.approximate, "told": str(found.told or "")}
+    show(
+        {**result, "model": {"name": opened.name, "fingerprint": opened.fingerprint}}, as_json, "\n".join(lines + note)
+    )
+
+
+def _read_boxes(path: Path, image: Any, name: str) -> Any:
+    """What a COCO json, or its results, marks in a picture."""
+    import torch
+
+    from openvocab.clip.regions import within
+    from openvocab.data.coco import read_regions
+
+    return within(torch.from_numpy(read_regions(path, name)), *image.size)

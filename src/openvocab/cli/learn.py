@@ -52,7 +52,7 @@ def evaluate(
         str,
         typer.Option(
             help="zeroshot, retrieval, skills, bias, robustness, overlap, probe, fewshot, calibration, "
-            "segment, detect, ground, rank, recognize, depth."
+            "segment, detect, ground, rank, recognize, depth, events."
         ),
     ] = "zeroshot",
     templates: Templates = "generic",

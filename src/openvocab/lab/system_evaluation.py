@@ -8,9 +8,9 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.regions import measure_grounding
 from openvocab.lab import evaluation_report
 
-TASKS = ("segment", "detect", "ground", "rank", "recognize", "depth")
+TASKS = ("segment", "detect", "ground", "rank", "recognize", "depth", "events")
 """Named after the verb of the models that answer them."""
-UNTRAINED = {"segment": "maskclip", "depth": "depthclip"}
+UNTRAINED = {"segment": "maskclip", "depth": "depthclip", "events": "clip_event"}
 """The system that answers for a CLIP."""
 
 

@@ -33,7 +33,7 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.tokenizer import CLIPTokenizer
 from openvocab.clip.weights import build as build_clip
 from openvocab.clip.weights import fingerprint, infer_config, read_tensors
-from openvocab.data.annotated import Annotated, AnnotatedConfig, open_annotated
+from openvocab.data.annotated import Annotated, AnnotatedConfig, open_annotated, open_source
 from openvocab.data.pairs import open_pairs
 from openvocab.shapes import Batch, Scalar
 from openvocab.system import Recipe, System
@@ -246,6 +246,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_source,
     example=example,
     load=load,
     init=("clip", "dense"),

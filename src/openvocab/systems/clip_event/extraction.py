@@ -5,52 +5,27 @@ preposition), clauses become events of an ontology. What rules get wrong is list
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from openvocab.data.extras import require
 from openvocab.systems.clip_event.structure import Event, EventType, Ontology, Stretch, Told
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+|[^\w\s]")
-_KINDS = {
-    "det": """a an the these those this some any each every another other several many few more most much no one two
-    three four five six seven eight nine ten both all my your his her its their our 's""",
-    "prep": """in on at of by to from with without into onto over under above below behind beside between among around
-    through across along near next against toward towards inside outside past beneath underneath atop via like than upon
-    for about down using""",
-    "particle": "up out off away back forward together apart",
-    "break": """after before during while when as because since until amid following although where if so then
-    : ; . ! ?""",
-    "conj": "and or but nor , &",
-    "rel": "who that which whom",
-    "pron": "he she they it them him someone everyone i you we us me himself herself themselves there what",
-    "aux": """is are was were be been being am has have had do does did will would can could may might must should get
-    gets got getting not n't""",
-    "part": "front top middle side back edge end left right bottom center centre rear",
-    "adverb": "very too also just only while not away forward together both how still",
-}
-_KIND = {word: kind for kind, words in reversed(_KINDS.items()) for word in words.split()}
-_BE = set("is are was were be been being am get gets got getting".split())
-_OF = set(
-    """group groups bunch number pair couple lot lots dozen variety set part parts piece pieces photo photograph picture
-    image view line""".split()
-)
-"""Nouns of quantity and media: of "a group of people" the people are meant."""
-_TIMES = set(
-    """january february march april may june july august september october november december monday tuesday wednesday
-    thursday friday saturday sunday jan feb mar apr jun jul aug sept sep oct nov dec today morning afternoon evening
-    night day""".split()
-)
-_PLURALS = set("people police men women children crowd team officers".split())
-_THINGS = set("building painting clothing railing ceiling evening morning wedding bed shed sled seed weed".split())
+_LISTS = [line.split(": ", 1) for line in Path(__file__).with_name("words.txt").read_text("utf-8").splitlines()]
+_BE, _OF, _TIMES, _PLURALS, _THINGS = (set(words.split()) for _, words in _LISTS[-5:])
+"""Forms of be; nouns of quantity and media, in "a group of people" the people are meant; what no verb is in -ing."""
+_KIND = {word: kind for kind, words in reversed(_LISTS[:-5]) for word in words.split()}
+"""Words of closed classes; of one that two have, the first has it."""
 _PROPER_ROLES = {"Place", "Origin", "Destination"}
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """`kind` is of `_KINDS`, or open, number, mark."""
+    """`kind` is of `_KIND`, or open, number, mark."""
 
     text: str
     start: int
@@ -106,7 +81,7 @@ def extract_all(caption: str, ontology: Ontology, parse: Parse | None = None) ->
     Args:
         parse: a spaCy model in place of the rules.
     """
-    clauses = parsed_clauses(parse(caption)) if parse else list(rule_clauses(caption, ontology))
+    clauses = parsed_clauses(parse(caption)) if parse else rule_clauses(caption, ontology)
     clauses = sorted(clauses, key=lambda clause: not clause.main)
     known = [(ontology.types[ontology.type_of[c.lemma]], c) for c in clauses if c.lemma in ontology.type_of]
     told = [_told(caption, kind, clause) for kind, clause in known]
@@ -122,23 +97,19 @@ def spacy_model(name: str = "en_core_web_sm") -> Parse | None:
         return None
 
 
-def rule_clauses(caption: str, ontology: Ontology) -> Iterator[Clause]:
+def rule_clauses(caption: str, ontology: Ontology) -> list[Clause]:
     """The clauses that rules find; where no verb is known to the ontology, those of nouns ("the arrest of a man")."""
     items = list(_items(_words(caption), ontology))
-    found = [_clause(items, place) for place, item in enumerate(items) if item.kind == "verb"]
-    found = list(_with_subjects(items, found))
-    if not any(clause.lemma in ontology.type_of for clause in found):
-        for place, item in enumerate(items):
-            head = item.text.split(" ")[-1]
-            lemma = _verb_of(head) if item.kind == "noun" else ""
-            if lemma in ontology.type_of:
-                around = _after(items, place + 1)
-                start = item.end - len(head)
-                whom = next((one for prep, one in around if prep == "of"), None)
-                who = next((one for prep, one in around if prep == "by"), None)
-                if who or whom:
-                    found.append(Clause(lemma, (start, item.end), who, whom, around))
-    yield from found
+    found = list(_clauses(items))
+    if any(clause.lemma in ontology.type_of for clause in found):
+        return found
+    nouns = [(place, item, item.text.split(" ")[-1]) for place, item in enumerate(items) if item.kind == "noun"]
+    for place, item, head in nouns:
+        around = _after(items, place + 1)
+        who, whom = _under("by", around), _under("of", around)
+        if (lemma := _verb_of(head)) in ontology.type_of and (who or whom):
+            found.append(Clause(lemma, (item.end - len(head), item.end), who, whom, around))
+    return found
 
 
 def parsed_clauses(document: Any) -> list[Clause]:
@@ -153,9 +124,8 @@ def parsed_clauses(document: Any) -> list[Clause]:
             by_label.setdefault(child.dep_, _parsed_item(child))
             if child.dep_ in ("prep", "agent"):
                 around += [(child.text.lower(), _parsed_item(n)) for n in child.children if n.dep_ == "pobj"]
-        by = next((item for prep, item in around if prep == "by"), None)
         passive = by_label.get("nsubjpass")
-        subject = by if passive else by_label.get("nsubj")
+        subject = _under("by", around) if passive else by_label.get("nsubj")
         whole = (token.idx, token.idx + len(token.text))
         objects = passive or by_label.get("dobj") or by_label.get("obj")
         main = token.dep_ in ("ROOT", "conj")
@@ -295,15 +265,25 @@ def _phrase(words: list[Word], bare: bool) -> Item:
     return Item("noun", " ".join(each.text for each in kept), kept[0].start, head.end, form=form, bare=bare)
 
 
-def _clause(items: list[Item], place: int) -> Clause:
-    """A verb with what comes after it, and the auxiliary before it: who does it is not known yet."""
-    verb, rest = items[place], place + 1
-    direct, rest = _joined(items, rest)
-    around = _after(items, rest)
-    if not direct and _is_passive(items, place):  # its subject is who it is done to
-        by = next((item for prep, item in around if prep == "by"), None)
-        return Clause(verb.lemma, (verb.start, verb.end), by, None, around)
-    return Clause(verb.lemma, (verb.start, verb.end), None, direct, around)
+def _clauses(items: list[Item]) -> Iterator[Clause]:
+    """Each verb with what comes after it, and who does it or to whom it is done."""
+    subjects: dict[int, Item | None] = {}
+    for place, verb in enumerate(items):
+        if verb.kind != "verb":
+            continue
+        direct, rest = _joined(items, place + 1)
+        around = _after(items, rest)
+        helped = place > 0 and items[place - 1].kind == "aux"
+        by = _under("by", around)
+        passive = verb.form == "past" and not direct and (bool(by) or (helped and items[place - 1].text in _BE))
+        found = subjects[place] = _subject(items, place, next(reversed(subjects.values()), None), subjects)
+        subject, whom = (by, found) if passive else (found, direct)
+        main = helped or verb.form in ("base", "s") or (verb.form == "past" and direct is not None)
+        yield Clause(verb.lemma, (verb.start, verb.end), subject, whom, around, main)
+
+
+def _under(preposition: str, around: Sequence[tuple[str, Item]]) -> Item | None:
+    return next((item for prep, item in around if prep == preposition), None)
 
 
 def _joined(items: list[Item], place: int) -> tuple[Item | None, int]:
@@ -333,29 +313,6 @@ def _after(items: list[Item], place: int) -> tuple[tuple[str, Item], ...]:
         else:
             place += 1
     return tuple(found)
-
-
-def _with_subjects(items: list[Item], clauses: list[Clause]) -> Iterator[Clause]:
-    """The clauses with who does it, or to whom it is done; one without a subject of its own has that before it."""
-    places = [place for place, item in enumerate(items) if item.kind == "verb"]
-    subjects: dict[int, Item | None] = {}
-    for place, clause in zip(places, clauses):
-        before = subjects[places[places.index(place) - 1]] if places.index(place) else None
-        found = _subject(items, place, before, subjects)
-        subjects[place] = found
-        helped = place > 0 and items[place - 1].kind == "aux"
-        main = helped or items[place].form in ("base", "s") or (items[place].form == "past" and bool(clause.object))
-        if clause.object is None and _is_passive(items, place):
-            yield replace(clause, object=found, main=main)
-        else:
-            yield replace(clause, subject=found, main=main)
-
-
-def _is_passive(items: list[Item], place: int) -> bool:
-    verb, before = items[place], items[place - 1] if place else None
-    helped = before is not None and before.kind == "aux" and before.text in _BE
-    by = any(prep == "by" for prep, _ in _after(items, place + 1))
-    return verb.form == "past" and (helped or by)
 
 
 def _subject(items: list[Item], place: int, before: Item | None, subjects: dict[int, Item | None]) -> Item | None:

@@ -1,6 +1,6 @@
 """How well a model tells events: true descriptions against false ones, and what it finds in a picture alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -11,7 +11,7 @@ from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.data.annotated import Annotated, Annotation
 from openvocab.progress import track
 from openvocab.systems.clip_event.descriptions import told_of
-from openvocab.systems.clip_event.model import CLIPEvent, Events
+from openvocab.systems.clip_event.model import CLIPEvent, Filled
 from openvocab.systems.clip_event.structure import Ontology, Told, edit_caption, read_ontology, rotate_roles
 
 
@@ -77,50 +77,34 @@ def _credit(true: Float[Tensor, ""], false: Float[Tensor, " text"]) -> float:
     return float(true > best) + 0.5 * float(true == best)
 
 
-@dataclass
-class _Counts:
-    """Of arguments: right ones, those found, those there, and the right ones that guessing would find."""
-
-    right: int = 0
-    found: int = 0
-    true: int = 0
-
-    def add(self, found: set[tuple[str, int]], true: set[tuple[str, int]], counts: bool = True) -> None:
-        self.right += len(found & true) if counts else 0
-        self.found += len(found)
-        self.true += len(true)
-
-    @property
-    def f1(self) -> float:
-        return 2 * self.right / max(1, self.found + self.true)
-
-
 def _from_pictures(
     model: CLIPEvent, data: Annotated, rows: list[tuple[int, Told]], ontology: Ontology, num_types: int
 ) -> dict[str, float]:
-    whole, known, chances, hits = _Counts(), _Counts(), [], []
+    hits, answers, known, chances = [], [], [], []
     for index, told in track(rows, f"finding events in {data.source}", unit="picture"):
         found = data.read(index)
-        true = _true_roles(found, told)
-        if not true:
+        if not (true := _true_roles(found, told)):
             continue
         events = model.events(found.image, boxes=torch.from_numpy(found.boxes_xyxy_px), ontology=ontology)
-        named = told.event.type == events.types[0]
-        hits.append(named)
-        whole.add(_boxes_of(events, 0, found), true, named)
-        if told.event.type in events.types:
-            known.add(_boxes_of(events, events.types.index(told.event.type), found), true)
+        by_type = {name: _boxes_of(roles, found) for name, roles in zip(events.types, events.roles)}
+        hits.append(told.event.type == events.types[0])
+        best = by_type[events.types[0]]
+        answers.append((best & true if hits[-1] else set(), best, true))
+        own = by_type.get(told.event.type, set())
+        known.append((own & true, own, true))
         chances.append(1 / len(found.boxes_xyxy_px))
     if not hits:
         return {}
     guess, event = sum(chances) / len(chances), 1 / min(num_types, len(ontology.types))
     figures = {"event_top1": sum(hits) / len(hits), "event_chance": event}
-    return figures | {
-        "role_f1": whole.f1,
-        "role_f1_chance": guess * event,
-        "role_f1_of_event": known.f1,
-        "role_f1_of_event_chance": guess,
-    }
+    figures |= {"role_f1": _f1(answers), "role_f1_chance": guess * event}
+    return figures | {"role_f1_of_event": _f1(known), "role_f1_of_event_chance": guess}
+
+
+def _f1(counted: list[tuple[set, set, set]]) -> float:
+    """Of the right ones among those found and those there, over all pictures."""
+    right, found, true = (sum(map(len, each)) for each in zip(*counted))
+    return 2 * right / (found + true)
 
 
 def _true_roles(found: Annotation, told: Told) -> set[tuple[str, int]]:
@@ -129,6 +113,6 @@ def _true_roles(found: Annotation, told: Told) -> set[tuple[str, int]]:
     return {(role, row) for role, stretch in told.spans.items() for row in pointed.get(stretch, ())}
 
 
-def _boxes_of(events: Events, place: int, found: Annotation) -> set[tuple[str, int]]:
+def _boxes_of(roles: tuple[Filled, ...], found: Annotation) -> set[tuple[str, int]]:
     boxes = [tuple(box) for box in found.boxes_xyxy_px.tolist()]
-    return {(filled.role, boxes.index(filled.box_xyxy_px)) for filled in events.roles[place]}
+    return {(each.role, boxes.index(each.box_xyxy_px)) for each in roles}

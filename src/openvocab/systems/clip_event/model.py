@@ -70,7 +70,7 @@ class Filled:
 
     role: str
     label: str
-    box_xyxy_px: tuple[float, float, float, float]
+    box_xyxy_px: tuple[float, ...]
     score: float
 
 
@@ -82,12 +82,14 @@ class Events:
         scores: probabilities among these types.
         roles: those of each type that somebody plays.
         approximate: no boxes were given, the places are windows.
+        told: the caption's event, where one was given and tells one.
     """
 
     types: tuple[str, ...]
     scores: Float[Tensor, " event"]
     roles: tuple[tuple[Filled, ...], ...]
     approximate: bool
+    told: Event | None = None
 
 
 class CLIPEvent(CLIPSystemModel):
@@ -151,18 +153,19 @@ class CLIPEvent(CLIPSystemModel):
         plain = seen @ embed_texts(self.clip, [fill_template(Event(k.name, {}), ontology) for k in kinds]).T
         kinds = [kinds[row] for row in plain[0].topk(min(most, len(kinds))).indices.tolist()]
         chances = self._chances(image, boxes, places, ontology)
-        ways = [(kind, way) for kind in kinds for way in _ways(kind, chances, ontology)]
-        texts = [fill_template(Event(k.name, {r: way[r][0] for r in way}), ontology) for k, way in ways]
+        guess = 1 / max(2, len(ontology.fillers))
+        ways = [(kind, way) for kind in kinds for way in _ways(kind, chances, places, guess)]
+        texts = [fill_template(Event(k.name, {each.role: each.label for each in way}), ontology) for k, way in ways]
         fits = (self.clip.scale().cpu() * seen @ embed_texts(self.clip, texts, truncate=True).T)[0].tolist()
-        floor = log(1 / max(2, len(ontology.fillers)))
         best: dict[str, tuple[float, int]] = {}
         for row, (kind, way) in enumerate(ways):
-            grounded = sum(log(max(way[role][2], 1e-9)) if role in way else floor for role in kind.roles)
+            grounded = sum(log(each.score / guess) for each in way)
             best[kind.name] = max(best.get(kind.name, (-torch.inf, -1)), (fits[row] + grounded, row))
         rows = sorted((row for _, row in best.values()), key=lambda row: -fits[row])
-        filled = tuple(_filled(ways[row][1], places) for row in rows)
         scores = torch.tensor([fits[row] for row in rows]).softmax(0)
-        return Events(tuple(ways[row][0].name for row in rows), scores, filled, found is None)
+        return Events(
+            tuple(ways[row][0].name for row in rows), scores, tuple(ways[row][1] for row in rows), found is None
+        )
 
     def _chances(
         self, image: Image.Image, boxes: Boxes | Detection | None, places: Boxes, ontology: Ontology
@@ -192,38 +195,23 @@ class CLIPEvent(CLIPSystemModel):
             nodes = embed_texts(self.clip, mentions)[None], crop_embeds(self.clip, image, places)[None]
             plan, _ = self.transport(*nodes, *(torch.ones(1, each.shape[1], dtype=torch.bool) for each in nodes))
             shares, rows = (plan[0] * len(mentions)).max(1)
-            each = zip(told.event.roles.items(), rows.tolist(), shares.tolist())
-            filled = tuple(_fill(role, word, row, share, places) for (role, word), row, share in each)
-        return Events((told.event.type,), chances[:1], (filled,), approximate)
+            each = zip(told.event.roles.items(), places[rows].tolist(), shares.tolist())
+            filled = tuple(Filled(role, word, tuple(box), share) for (role, word), box, share in each)
+        return Events((told.event.type,), chances[:1], (filled,), approximate, told.event)
 
 
-Way = dict[str, tuple[str, int, float]]
-"""By role a word, the region that shows it, and how surely."""
-
-
-def _ways(kind: EventType, chances: dict[str, Tensor], ontology: Ontology) -> list[Way]:
-    """All ways to fill a type's roles from different regions with words that these show more surely than chance."""
-    floor = 1 / max(2, len(ontology.fillers))
-    choices: list[list[tuple[str, str, int, float] | None]] = []
+def _ways(
+    kind: EventType, chances: dict[str, Float[Tensor, " region"]], places: Boxes, guess: float
+) -> list[tuple[Filled, ...]]:
+    """All ways to fill a type's roles from different regions with words that these show more surely than a guess."""
+    choices: list[list[Filled | None]] = []
     for name, role in kind.roles.items():
-        tops = [(chances[word].max(0), word) for word in role.fillers if word in chances]
-        tried = [(name, word, int(top.indices), float(top.values)) for top, word in tops if float(top.values) > floor]
-        choices.append([None, *sorted(tried, key=lambda choice: -choice[3])[:_FILLERS_EACH]])
-    found = []
-    for chosen in product(*choices):
-        filled = [choice for choice in chosen if choice]
-        if len({region for _, _, region, _ in filled}) == len(filled):
-            found.append({name: (word, region, chance) for name, word, region, chance in filled})
-    return found
-
-
-def _filled(way: Way, places: Boxes) -> tuple[Filled, ...]:
-    return tuple(_fill(role, word, region, chance, places) for role, (word, region, chance) in way.items())
-
-
-def _fill(role: str, word: str, region: int, score: float, places: Boxes) -> Filled:
-    left, top, right, bottom = places[region].tolist()
-    return Filled(role, word, (left, top, right, bottom), score)
+        tops = [(word, chances[word].max(0)) for word in role.fillers if word in chances]
+        tried = [Filled(name, word, tuple(places[top.indices].tolist()), float(top.values)) for word, top in tops]
+        sure = sorted((each for each in tried if each.score > guess), key=lambda each: -each.score)
+        choices.append([None, *sure[:_FILLERS_EACH]])
+    found = [tuple(each for each in chosen if each) for chosen in product(*choices)]
+    return [way for way in found if len({each.box_xyxy_px for each in way}) == len(way)]
 
 
 def windows(width: int, height: int) -> Boxes:
