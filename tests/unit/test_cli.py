@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from videos import write_video
 
+from openvocab import systems
 from openvocab.cli import run
 from openvocab.world.scene import CLASSES
 
@@ -15,6 +17,9 @@ from openvocab.world.scene import CLASSES
         (["classify", "x.png"], "--labels"),
         (["systems", "--jsn"], "--json"),
         (["classify", "x.png", "--labels", "a,b"], "--model demo"),
+        (["recognize", "x.mp4", "--labels", "a,b"], "--model demo"),
+        (["recognize", "x.png", "--labels", "a,b"], "x.png is neither: videos end in .mp4"),
+        (["recognize", "x.mp4", "y.ply", "--labels", "a,b"], "clouds of points end in .ply .off .obj .npz"),
         (["train", "clip"], "--out"),
         (["convert", "a", "b"], "--to"),
     ],
@@ -206,6 +211,23 @@ def test_depth_writes_a_picture_and_metres(tmp_path, capsys):
         assert coloured.size == (160, 64)
     assert run(["depth", str(tmp_path / "none.png"), *line[2:]]) == 1
     assert "none.png" in capsys.readouterr().err
+
+
+def test_recognize_names_videos_and_clouds_of_points(tmp_path, capsys):
+    write_video(tmp_path / "a.mp4", 30)
+    np.savez(tmp_path / "a.npz", points=np.random.default_rng(0).normal(size=(50, 3)))
+    for name in ("a.mp4", "a.npz"):
+        line = ["recognize", str(tmp_path / name), "--labels", "red circle,blue square", "--model", "demo"]
+        assert run([*line, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert sum(share for _, share in found["paths"][0]["labels"]) == pytest.approx(1)
+        assert run([*line, "--templates", "a {}"]) == 0
+        assert name in capsys.readouterr().out
+    systems.get("pointclip").build("tiny").save(tmp_path / "run")
+    assert run(["recognize", str(tmp_path / "a.mp4"), "--labels", "a", "--model", str(tmp_path / "run")]) == 1
+    assert "is a PointCLIP, which cannot read videos; any CLIP can" in capsys.readouterr().err
+    assert run(["recognize", str(tmp_path / "none.ply"), *line[2:]]) == 1
+    assert "none.ply: no such file" in capsys.readouterr().err
 
 
 def test_detect_names_the_boxes_of_another_detector(tmp_path, capsys):

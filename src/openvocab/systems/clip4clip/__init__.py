@@ -49,8 +49,9 @@ SIZES = {
     "tiny": CLIP4ClipConfig(clip=TINY_CLIP, layers=1, heads=2, sampling=Sampling(most=4)),
     "small": CLIP4ClipConfig(clip=TINY_CLIP, layers=2, heads=4, sampling=Sampling(most=8)),
     "paper": CLIP4ClipConfig(clip=architecture("ViT-B-32-quickgelu")),
+    "zeroshot": CLIP4ClipConfig(clip=TINY_CLIP, head="meanP"),
 }
-"""A run's CLIP is the one that it is given."""
+"""A run's CLIP is the one that it is given; `zeroshot` is for any CLIP as it is."""
 
 
 def build(config: CLIP4ClipConfig | str, clip: CLIP | None = None) -> CLIP4Clip:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from openvocab.clip.frames import Features, FrameFeatures, Videos
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.videos import VideoModel
+from openvocab.clip.vocabulary import Labels, Vocabulary, vocabulary
+from openvocab.clip.zeroshot import Classification, classify_embeds
 from openvocab.data.clips import ClipSource, Sampling
 
 _TEXTS_AT_ONCE = 256
@@ -163,6 +165,14 @@ class CLIP4Clip(VideoModel):
             device = self.clip.logit_scale.device
             frames = self.watch(found.features.to(device), found.shown.to(device))
             return mean_pool(frames, found.shown.to(device)).float().cpu()
+
+    def recognize(
+        self, videos: str | Path | Sequence[str | Path], labels: Vocabulary | Labels, *, templates: Any = "generic"
+    ) -> Classification:
+        """Videos against labels; row i is video i. Raises as `embed_videos` where one cannot be read."""
+        shown = self.embed_videos([videos] if isinstance(videos, str | Path) else videos)
+        words = labels if isinstance(labels, Vocabulary) else vocabulary(self.clip, labels, templates)
+        return classify_embeds(self.clip, shown, words)
 
     def rank(self, videos: ClipSource | Sequence[str | Path], text: str) -> Ranking:
         """Videos by how well a text fits them; raises as `embed_videos` where one cannot be read."""
