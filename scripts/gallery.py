@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from openvocab import loading, systems
+from openvocab.blocks.projection import REALISTIC, Cameras, project
 from openvocab.clip.regions import Detection
 from openvocab.data.annotated import open_source
 from openvocab.lab.overlay import label_colours
@@ -17,6 +18,7 @@ from openvocab.storage import atomic_path
 from openvocab.world.radiograph import FINDINGS, draw_radiographs, render_radiographs
 from openvocab.world.render import render, truth
 from openvocab.world.scene import CLASSES, WorldConfig, class_scenes, draw_scenes, rich_world
+from openvocab.world.shape3d import SHAPES, shape_cloud, shape_picture
 from openvocab.world.skills import SKILLS, questions
 
 GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
@@ -128,6 +130,21 @@ def painted(classes: np.ndarray) -> np.ndarray:
     return colours[classes]
 
 
+def points(side: int = 110) -> Image.Image:
+    """A column for each shape: a picture of it, 1,024 points from a side and along y as V1 and V2 see them."""
+    clouds = torch.stack([torch.from_numpy(shape_cloud(row, 7)) for row in range(len(SHAPES))])
+    depth = project(clouds, Cameras(size_px=side, scaled=True))[:, [1, 4]]
+    filled = project(clouds, REALISTIC)[:, [2, 8]]
+    maps = (torch.cat([depth, filled], 1) * 255).byte().transpose(0, 1)[:, :, None].expand(-1, -1, 3, -1, -1)
+    drawn = np.stack([shape_picture(row, 7, side, "shaded") for row in range(len(SHAPES))])
+    pictures = sheet(np.concatenate([drawn, maps.flatten(0, 1).numpy()]), len(SHAPES))
+    page = Image.new("RGB", (pictures.width, pictures.height + 18), "white")
+    page.paste(pictures, (0, 18))
+    for at, name in enumerate(SHAPES):
+        ImageDraw.Draw(page).text((GAP + at * (side + GAP), 2), name, "black", font_size=14)
+    return page.quantize(128)
+
+
 def save(name: str, image: Image.Image) -> None:
     GALLERY.mkdir(parents=True, exist_ok=True)
     with atomic_path(GALLERY / name) as path:
@@ -149,6 +166,7 @@ def main() -> None:
     save("dense.png", dense())
     if told := events():
         save("events.png", told)
+    save("points.png", points())
     one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)
     films = draw_radiographs(len(one_each), seed=5)
     everything = {"left": np.ones_like(one_each), "large": np.ones_like(one_each)}

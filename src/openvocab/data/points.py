@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -29,13 +29,15 @@ POINT_SUFFIXES = (".ply", ".off", ".obj", ".npz")
 class PointsConfig:
     """Where clouds are: a point-file list, or `scenes`, generated ones, whose number is `num_clouds`.
 
-    `root` is the folder that the paths of a list start from; the list's own by default. `yaw` turns generated clouds.
+    `root` is the folder that the paths of a list start from, the list's own by default; `up` is the axis of its files.
+    `yaw` turns generated clouds.
     """
 
     source: str = "scenes"
     root: str | None = None
     num_points: int = 1024
     num_clouds: int = 1200
+    up: Literal["y", "z"] = "y"
     yaw: bool = False
 
 
@@ -114,8 +116,12 @@ def _listed(path: Path, config: PointsConfig) -> PointSource:
         keys=keys,
         classnames=classnames,
         label_ids=np.array([classnames.index(label) for label in labels]),
-        read=lambda index: read_points(root / keys[index], config.num_points),
+        read=lambda index: _upright(read_points(root / keys[index], config.num_points), config.up),
     )
+
+
+def _upright(points: Cloud, up: str) -> Cloud:
+    return points if up == "y" else points[:, [0, 2, 1]] * np.array((1, 1, -1), np.float32)
 
 
 def read_all(clouds: PointSource) -> Clouds:

@@ -9,12 +9,15 @@ import av
 import h5py
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 from scipy.io import savemat
 from videos import picture, write_video
 
 from openvocab.data.clips import ClipsConfig, Sampling, open_clips
 from openvocab.data.depths import open_depths
+from openvocab.data.points import PointsConfig, open_points
+from openvocab.world.shape3d import box, unit_sphere
 
 DOCS = Path(__file__).parents[3] / "docs" / "datasets"
 
@@ -41,6 +44,48 @@ def msrvtt(tmp_path):
     write_video(tmp_path / "video0.mp4", 10)
     write_video(tmp_path / "video2.webm", 10, codec="libvpx", between=0)
     return tmp_path
+
+
+@pytest.fixture
+def modelnet(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 2), ("test", 1)):
+        files = [f"ply_data_{split}{number}.h5" for number in range(count)]
+        listed = "".join(f"data/modelnet40_ply_hdf5_2048/{name}\n" for name in files)
+        (tmp_path / f"{split}_files.txt").write_text(listed)
+        for number, name in enumerate(files):
+            with h5py.File(tmp_path / name, "w") as file:
+                file["data"] = rng.normal(size=(3, 2048, 3)).astype(np.float32)
+                file["label"] = np.array([[0], [1], [number]], np.uint8)
+    (tmp_path / "shape_names.txt").write_text("airplane\nnight_stand\n")
+    return tmp_path
+
+
+def test_modelnet40_from_h5(modelnet):
+    convert = conversion("modelnet40.md")["modelnet40"]
+    for split, count in (("train", 6), ("test", 3)):
+        convert(modelnet, modelnet / "out", split)
+        found = open_points(PointsConfig(source=str(modelnet / "out" / f"{split}.jsonl")))
+        assert len(found) == count
+    assert found.classnames == ("airplane", "night stand")
+    assert found.label_ids.tolist() == [0, 1, 0]
+    with h5py.File(modelnet / "ply_data_test0.h5") as file:
+        points = file["data"][1, :1024]
+    np.testing.assert_allclose(found.read(1), unit_sphere(points), atol=1e-5)
+
+
+def test_modelnet40_from_meshes(tmp_path):
+    for name in ("chair", "night_stand"):
+        folder = tmp_path / "ModelNet40" / name / "train"
+        folder.mkdir(parents=True)
+        mesh = trimesh.Trimesh(*vars(box(1, 2, 3)).values(), process=False)
+        (folder / f"{name}_0001.off").write_text(mesh.export(file_type="off").replace("OFF\n", "OFF", 1))
+    conversion("modelnet40.md")["modelnet40"](tmp_path / "ModelNet40", tmp_path / "out")
+    source = str(tmp_path / "out" / "train.jsonl")
+    lying, upright = (open_points(PointsConfig(source=source, up=up)) for up in ("y", "z"))
+    assert lying.classnames == ("chair", "night stand")
+    np.testing.assert_allclose(upright.read(0)[:, [0, 2, 1]] * (1, -1, 1), lying.read(0))
+    assert np.ptp(upright.read(0), axis=0).argmax() == 1
 
 
 def test_msrvtt(msrvtt):
