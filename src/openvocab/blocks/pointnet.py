@@ -18,7 +18,8 @@ class PointNet(nn.Module):
         self.dropout, self.head = nn.Dropout(dropout), nn.Linear(widths[-2], num_labels)
 
     def forward(self, points: Points) -> Float[Tensor, "cloud label"]:
-        x = points
+        x = points.flatten(0, 1)
         for layer, norm in zip(self.layers, self.norms):
-            x = F.relu(norm(layer(x).transpose(1, 2)).transpose(1, 2))
-        return self.head(self.dropout(F.relu(self.norm(self.hidden(x.amax(1))))))
+            x = F.relu(norm(layer(x)))
+        whole = x.unflatten(0, points.shape[:2]).amax(1)
+        return self.head(self.dropout(F.relu(self.norm(self.hidden(whole)))))

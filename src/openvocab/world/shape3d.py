@@ -167,7 +167,7 @@ def shape_cloud(index: int, seed: int, num_points: int = 1024, *, yaw: bool = Fa
 def shape_picture(index: int, seed: int, size_px: int, kind: Kind) -> UInt8[np.ndarray, "3 {size_px} {size_px}"]:
     """Shape `index` of a stream from a random side: lit, as an outline, or as a map of depth, near is bright."""
     rng = np.random.default_rng([seed, index])
-    points, normals = draw_shape(shape_name(index), rng).sample(3072, rng)
+    points, normals = draw_shape(shape_name(index), rng).sample(2500, rng)
     turn = _turn(rng.uniform(0, 2 * np.pi), np.arcsin(rng.uniform(-1, 1)))
     seen, facing = unit_sphere(points) @ turn, normals @ turn
     depth = rng.uniform(1.6, 2.4) - seen[:, 2]

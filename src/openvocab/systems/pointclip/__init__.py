@@ -42,16 +42,18 @@ from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
 
-SMALL_CAMERAS = Cameras(views=TEN, size_px=32, scaled=True)
+SMALL_CAMERAS = Cameras(views=TEN, size_px=24)
 SIZES = {
     "tiny": PointCLIPConfig(clip=TINY_CLIP, cameras=Cameras(size_px=32), num_points=64),
-    "small": PointCLIPConfig(clip=TINY_CLIP, cameras=SMALL_CAMERAS, normalised=True),
+    "small": PointCLIPConfig(clip=TINY_CLIP, cameras=SMALL_CAMERAS),
     "paper": PointCLIPConfig(clip=architecture("RN101"), cameras=FEW_SHOT_CAMERAS),
     "zeroshot": PointCLIPConfig(clip=TINY_CLIP, adapter=False),
     "realistic": PointCLIPConfig(clip=TINY_CLIP, cameras=REALISTIC, normalised=True, adapter=False),
 }
 """A run's CLIP is the one that it is given; the last two are for any CLIP as it is, V1's cameras and V2's."""
 SMOOTHING = 0.2
+SHAPE_CLIP = ("model.image.channels=24", "data.num_scenes=2400", "data.batch_size=64", "fit.steps=900")
+"""Settings of a CLIP of generated shapes, which stands in for one of photographs."""
 
 
 def build(config: PointCLIPConfig | str, clip: CLIP | None = None) -> PointCLIP:
@@ -110,7 +112,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[PointCLIPConfig]:
     if tiny:
         points = replace(data.points, num_clouds=48, num_points=64)
         data = replace(data, points=points, shots=2, copies=2, batch_size=8)
-    epochs, epoch = 250, 20 if paper else 6
+    epochs, epoch = (250, 20) if paper else (100, 6)
     return Recipe(
         model=SIZES[size],
         data=data,
@@ -143,7 +145,8 @@ def prepare(
         model.to("cuda")
     found = read_all(source)
     points, labels = torch.from_numpy(found.points), torch.from_numpy(found.label_ids)
-    copies = [points, *(stretched(points) for _ in range(data.copies - 1))]
+    chance = torch.Generator().manual_seed(seed)
+    copies = [points, *(stretched(points, chance) for _ in range(data.copies - 1))]
     views = torch.stack([model.look(each).cpu() for each in copies], 1)
     words = vocabulary(init, list(source.classnames), data.template).embeds
     batches = Batches(
@@ -158,10 +161,10 @@ def prepare(
     return model, (replace(stage, groups=recipe.groups),)
 
 
-def stretched(points: Points) -> Points:
+def stretched(points: Points, chance: torch.Generator) -> Points:
     """Along each axis by 2/3 to 3/2, then moved by up to a fifth of the radius."""
-    scale = 2 / 3 + (3 / 2 - 2 / 3) * torch.rand(len(points), 1, 3)
-    return points * scale + 0.4 * (torch.rand(len(points), 1, 3) - 0.5)
+    scale = 2 / 3 + (3 / 2 - 2 / 3) * torch.rand(len(points), 1, 3, generator=chance)
+    return points * scale + 0.4 * (torch.rand(len(points), 1, 3, generator=chance) - 0.5)
 
 
 class ShownViews:
@@ -232,6 +235,6 @@ SYSTEM = System(
     evaluate=evaluate,
     example=example,
     load=load,
-    init=("clip", "dense", "shapes:30", "data.num_scenes=6000", "fit.steps=600"),
+    init=("clip", "tiny", "shapes:30", *SHAPE_CLIP),
     minutes={"small": 1.0},
 )
