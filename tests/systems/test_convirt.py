@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from formula import sine
 
 from openvocab.clip.model import CLIP
 from openvocab.data.radiographs import open_radiographs
@@ -20,6 +22,14 @@ def test_the_loss_weighs_both_directions():
     to_text = -(logits.diag() - logits.logsumexp(1)).mean().item()
     to_image = -(logits.diag() - logits.logsumexp(0)).mean().item()
     assert found == pytest.approx(0.75 * to_text + 0.25 * to_image, rel=1e-5)
+
+
+def test_the_number_of_other_code():
+    """What an open implementation says of rows by a formula."""
+    image, text = (F.normalize(sine(32, a, b).view(4, 8), dim=1) for a, b in ((0.3, 0.0), (0.5, 1.0)))
+    ids = {"text_ids": torch.arange(4), "image_ids": torch.arange(4)}
+    found = system.loss(system.build("tiny"), ids, {"image": image, "text": text})["loss"].item()
+    assert found == pytest.approx(7.388831, abs=1e-5)
 
 
 def test_equal_sentences_are_right_answers():
