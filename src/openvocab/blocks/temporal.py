@@ -89,14 +89,15 @@ class SeqTransf(nn.Module):
 
     Args:
         context: how many places there are; 0 leaves p out, and with it all knowledge of the order.
+        std: of p at first; much smaller than the frames' own it is found late.
     """
 
-    def __init__(self, dim: int, layers: int, heads: int, context: int):
+    def __init__(self, dim: int, layers: int, heads: int, context: int, std: float = 0.01):
         super().__init__()
         self.positions = nn.Parameter(torch.empty(context, dim)) if context else None
         self.blocks = Transformer(layers, dim, heads, 4 * dim, "quick_gelu", _NORM_EPS)
         if self.positions is not None:
-            normal_(self.positions, std=0.01)
+            normal_(self.positions, std=std)
         initialize_blocks(self.blocks, dim)
 
     def forward(self, frames: Frames, shown: Shown) -> Frames:
@@ -108,7 +109,7 @@ class SeqTransf(nn.Module):
 class TransfCls(nn.Module):
     """Transformer([c; v_1 .. v_F] + p) read at its first token, one vector a clip; its blocks norm after they add."""
 
-    def __init__(self, dim: int, layers: int, heads: int, context: int, dropout: float = 0.1):
+    def __init__(self, dim: int, layers: int, heads: int, context: int, std: float = 0.02, dropout: float = 0.1):
         super().__init__()
         self.token = nn.Parameter(torch.empty(dim))
         self.positions = nn.Parameter(torch.empty(context + 1, dim))
@@ -119,8 +120,8 @@ class TransfCls(nn.Module):
             if isinstance(part, nn.Linear):
                 normal_(part.weight, std=0.02)
                 nn.init.zeros_(part.bias)
-        normal_(self.token, std=0.02)
-        normal_(self.positions, std=0.02)
+        normal_(self.token, std=std)
+        normal_(self.positions, std=std)
 
     def forward(self, frames: Frames, shown: Shown) -> Float[Tensor, "clip dim"]:
         x = torch.cat([self.token.expand(len(frames), 1, -1), frames], dim=1)

@@ -16,30 +16,13 @@ from openvocab.data.clips import ClipsConfig, MotionClips
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
+from openvocab.lab.starts import PLACES, TOLD
 from openvocab.lab.study import Arm, trained
 from openvocab.systems.clip4clip.model import CLIP4Clip
 from openvocab.world.caption import fill_prompt
 from openvocab.world.motion import ACTIONS, reverse_action
 from openvocab.world.scene import CLASSES
 
-TOLD = ("rises", "falls", "moves right", "moves left", "enters", "leaves", "appears", "vanishes")
-STILL = Arm(system="clip", size="dense", seed=0)
-PLACES = Arm(
-    system="clip",
-    size="dense",
-    settings=(
-        "data.captions.place=1.0",
-        "data.captions.size=0.0",
-        "data.captions.background=0.0",
-        "data.world.share_single=1.0",
-        "data.hard_negatives=none",
-        "data.negatives=512",
-        "fit.steps=600",
-    ),
-    init=STILL,
-    seed=0,
-)
-"""Its frames say where a thing is ("a red circle at the top left"), which no caption of scenes makes a CLIP notice."""
 FRAMES = Arm(system="clip4clip", settings=(f"data.clips.actions={json.dumps(TOLD)}",), init=PLACES)
 HEADS = {
     "meanP": FRAMES.but("model.head=meanP"),

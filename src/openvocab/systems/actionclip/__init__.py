@@ -50,10 +50,10 @@ from openvocab.train.step import Losses
 
 SIZES = {
     "tiny": ActionCLIPConfig(clip=TINY_CLIP, layers=1, heads=2, sampling=Sampling(fps=30.0, most=4, pick="segments")),
-    "small": ActionCLIPConfig(clip=TINY_CLIP, layers=2, heads=4),
+    "small": ActionCLIPConfig(clip=TINY_CLIP, layers=2, heads=4, place_std=1.0),
     "paper": ActionCLIPConfig(clip=architecture("ViT-B-32-quickgelu")),
 }
-"""A run's CLIP is the one that it is given."""
+"""A run's CLIP is the one that it is given; frames of a small one are so large that small places are not seen."""
 
 
 def build(config: ActionCLIPConfig | str, clip: CLIP | None = None) -> ActionCLIP:
@@ -134,12 +134,13 @@ def recipe(size: str, source: str = "scenes") -> Recipe[ActionCLIPConfig]:
         )
     tiny = size == "tiny"
     few = {"num_clips": 64, "batch_size": 16} if tiny and source == "scenes" else {"batch_size": 96}
+    optim = OptimConfig(lr=6e-3)
     return Recipe(
         model=SIZES[size],
         data=ActionCLIPData(clips=replace(clips, **few)),
-        optim=OptimConfig(lr=1e-3),
+        optim=optim,
         fit=FitConfig(steps=10 if tiny else 600, checkpoint_every_steps=200),
-        groups=(towers, head),
+        groups=(replace(towers, optim=replace(optim, lr=1e-3)), head),
     )
 
 

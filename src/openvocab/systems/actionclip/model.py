@@ -36,7 +36,8 @@ class ActionCLIPConfig:
 
     `prompt`: nothing before the head; `joint`, one sequence of all frames' patches; `shift`, patches that exchange
     channels with the frames before and after them in front of every block.
-    `head`: what is made of the frames; `layers` and `heads` are of its transformers.
+    `head`: what is made of the frames; `layers` and `heads` are of its transformers, `place_std` is of their places in
+    time at first.
     `official_layout`: of Conv1D, see there.
     """
 
@@ -46,6 +47,7 @@ class ActionCLIPConfig:
     head: Literal["meanP", "Conv1D", "LSTM", "Transf", "Transf_cls"] = "Transf"
     layers: int = 6
     heads: int = 8
+    place_std: float = 0.02
     official_layout: bool = False
     sampling: Sampling = Sampling(fps=30.0, most=8, pick="segments")
 
@@ -82,9 +84,9 @@ class ActionCLIP(VideoModel):
         elif config.head == "LSTM":
             self.temporal = SeqLSTM(dim)
         elif config.head == "Transf":
-            self.temporal = SeqTransf(dim, layers, heads, self.clip.config.text.context_length)
+            self.temporal = SeqTransf(dim, layers, heads, self.clip.config.text.context_length, config.place_std)
         elif config.head == "Transf_cls":
-            self.temporal = TransfCls(dim, layers, heads, config.sampling.most)
+            self.temporal = TransfCls(dim, layers, heads, config.sampling.most, config.place_std)
 
     def look(self, images: Videos, shown: Shown) -> Features:
         """As `VideoModel.look`; with `joint` every frame is what all of them are together."""
