@@ -11,10 +11,12 @@ from openvocab import loading, systems
 from openvocab.blocks.projection import REALISTIC, Cameras, project
 from openvocab.clip.regions import Detection
 from openvocab.data.annotated import open_source
-from openvocab.lab.overlay import label_colours
+from openvocab.lab.overlay import depth_colours, label_colours
+from openvocab.lab.studies import depthclip as study
 from openvocab.lab.studies.clip_event import ARMS
 from openvocab.lab.study import Arm
 from openvocab.storage import atomic_path
+from openvocab.systems.depthclip import learn_bins
 from openvocab.world.radiograph import FINDINGS, draw_radiographs, render_radiographs
 from openvocab.world.render import render, truth
 from openvocab.world.scene import CLASSES, WorldConfig, class_scenes, draw_scenes, rich_world
@@ -76,14 +78,38 @@ def dense(count: int = 6, zoom: int = 2) -> Image.Image:
             model = loading.load(arm.folder(0))
             columns[name] = [framed(model.detect(each.image, CLASSES, score_above=0.3), each.image) for each in shown]
     columns["truth"] = [painted(each.classes) for each in shown if each.classes is not None]
-    side, head = 64 * zoom, 20
+    return columned(columns, 64 * zoom).quantize(128)
+
+
+def depth(count: int = 6) -> Image.Image:
+    """A row for each room: the picture, and how far away its pixels are in truth and as a CLIP says with three bins."""
+    data, columns = study.rooms(0), {}
+    rows = [data.read(index) for index in range(count)]
+    columns["picture"] = [np.array(each.image) for each in rows]
+    columns["truth"] = [distances(each.depth_m) for each in rows]
+    fixed = study.reader(study.FOG, 0)
+    models = {"the paper's bins": fixed, "as told": study.reader(study.FOG, 0, **study.TOLD)}
+    models["learnt bins"] = learn_bins(fixed, study.shown(0))
+    for name, model in models.items():
+        columns[name] = [distances(model.depth(each.image).depth_m.numpy()) for each in rows]
+    return columned(columns, 120)
+
+
+def distances(depth_m: np.ndarray) -> np.ndarray:
+    """Coloured from one to eight metres."""
+    return depth_colours(depth_m.clip(1, 8), 1, 8)
+
+
+def columned(columns: dict[str, list[np.ndarray]], side: int) -> Image.Image:
+    """Square pictures below the names of their columns."""
+    head, count = 20, len(next(iter(columns.values())))
     page = Image.new("RGB", ((side + GAP) * len(columns) + GAP, head + (side + GAP) * count), "white")
     for at, (name, pictures) in enumerate(columns.items()):
         ImageDraw.Draw(page).text((GAP + at * (side + GAP), 2), name, "black", font_size=14)
         for row, picture in enumerate(pictures):
             big = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
             page.paste(big, (GAP + at * (side + GAP), head + row * (side + GAP)))
-    return page.quantize(128)
+    return page
 
 
 def events(count: int = 6, zoom: int = 4) -> Image.Image | None:
@@ -167,6 +193,8 @@ def main() -> None:
     if told := events():
         save("events.png", told)
     save("points.png", points())
+    if (study.FOG.folder(0) / "model").exists():
+        save("depth.png", depth())
     one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)
     films = draw_radiographs(len(one_each), seed=5)
     everything = {"left": np.ones_like(one_each), "large": np.ones_like(one_each)}
