@@ -38,14 +38,15 @@ def repeated(paths: Iterable[Path]) -> list[str]:
     return [" = ".join(where) for where in places.values() if len(where) > 1]
 
 
-def options() -> int:
-    """Options of all verbs together, help not counted."""
+def options() -> tuple[int, int, int]:
+    """Verbs, the options of all of them together, and how many different ones there are to learn; without help."""
     from typer.main import get_command
 
     from openvocab.cli import app
 
     commands = get_command(app).commands.values()  # type: ignore[attr-defined]
-    return sum(1 for command in commands for option in command.params if option.param_type_name == "option")
+    names = [p.opts[0] for command in commands for p in command.params if p.param_type_name == "option"]
+    return len(commands), len(names), len(set(names))
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
     print(f"code lines     {sum(map(len, files.values()))} in {len(files)} files (at most 24000 for the whole family)")
     print("longest files  " + ", ".join(f"{p.relative_to(ROOT)} {len(p.read_text().splitlines())}" for p in longest))
     print(f"public names   {len(openvocab.__all__)} (at most 40)")
-    print(f"CLI options    {options()} (at most 80)")
+    print("CLI options    {1} of {0} verbs, {2} different (at most 80)".format(*options()))
     blocks = repeated(files)
     print(f"repeated       {len(blocks)} blocks of {BLOCK} lines" + "".join(f"\n  {block}" for block in blocks))
 
