@@ -12,9 +12,10 @@ from openvocab.blocks.projection import REALISTIC, Cameras, project
 from openvocab.clip.regions import Detection
 from openvocab.data.annotated import open_source
 from openvocab.lab.overlay import depth_colours, label_colours
+from openvocab.lab.studies import clip4clip as watching
 from openvocab.lab.studies import depthclip as study
 from openvocab.lab.studies.clip_event import ARMS
-from openvocab.lab.study import Arm
+from openvocab.lab.study import Arm, trained
 from openvocab.storage import atomic_path
 from openvocab.systems.depthclip import learn_bins
 from openvocab.world.radiograph import FINDINGS, draw_radiographs, render_radiographs
@@ -141,6 +142,28 @@ def events(count: int = 6, zoom: int = 4) -> Image.Image | None:
     return page.quantize(256)
 
 
+def clips(count: int = 6) -> Image.Image:
+    """A row for each clip: its frames, what is true, and the sentence that each head finds best of all."""
+    test, said = watching.clips(0), [(row, action) for row in range(len(CLASSES)) for action in watching.TOLD]
+    drawn = test.clips.scenes[: count * test.clips.num_frames]
+    frames = sheet(render(drawn, test.size_px), test.clips.num_frames)
+    page = Image.new("RGB", (frames.width + 300, frames.height), "white")
+    page.paste(frames)
+    draw, texts = ImageDraw.Draw(page), [watching.sentence(*pair) for pair in said]
+    lines: dict[str, list[str]] = {
+        "true": [watching.sentence(int(test.clips.class_id[row]), str(test.label(row))) for row in range(count)]
+    }
+    for name in ("meanP", "seqTransf"):
+        model = loading.load(trained(watching.HEADS[name], 0) / "model")
+        best = torch.cat(list(model.score_blocks(texts, model.features(test, kept=True)))).argmax(0)
+        lines[name] = [texts[row] for row in best[:count].tolist()]
+    for number, (name, found) in enumerate(lines.items()):
+        for row, sentence in enumerate(found):
+            place = (frames.width + 8, GAP + row * (test.size_px + GAP) + 20 * number)
+            draw.text(place, f"{name}: {sentence}", "black" if sentence == lines["true"][row] else "red", font_size=14)
+    return page.quantize(256)
+
+
 def framed(found: Detection, picture: Image.Image) -> np.ndarray:
     """Boxes as lines of the colour of their class over a pale picture, the surest on top."""
     pale = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, "white"), 0.6)
@@ -193,6 +216,8 @@ def main() -> None:
     if told := events():
         save("events.png", told)
     save("points.png", points())
+    if all((arm.folder(0) / "model").exists() for arm in watching.HEADS.values()):
+        save("clips.png", clips())
     if (study.FOG.folder(0) / "model").exists():
         save("depth.png", depth())
     one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)
