@@ -151,7 +151,7 @@ def said(made: Descriptions, tokens: torch.Tensor) -> str:
 
 
 def test_samples_hold_true_and_false_descriptions():
-    made, data = samples(prompts=("caption",), negatives=("event", "argument", "random"))
+    made, data = samples(prompts=("caption",), negatives=("event", "argument"))
     for index in range(len(data)):
         text = data.caption(index).text
         sample = made(data.read(index), np.random.default_rng(index))
@@ -164,7 +164,7 @@ def test_samples_hold_true_and_false_descriptions():
         assert sample["mentions_there"].tolist() == [True, True, False]
         assert sample["boxed"].sum() == 3
         false = sample["negative_ids"][sample["negatives_there"]].tolist()
-        assert sample["negatives_there"][:2].all()
+        assert sample["negatives_there"].all()
         assert int(sample["text_ids"]) not in false
 
 

@@ -7,7 +7,8 @@ import torch
 
 from openvocab import loading
 from openvocab.clip.engine import embed_texts, evaluating
-from openvocab.clip.preprocess import boxes_seen, preprocess
+from openvocab.clip.preprocess import boxes_seen
+from openvocab.clip.regions import crop_embeds
 from openvocab.data.annotated import SHOWN
 from openvocab.data.scenes import TEST_SEED, SceneAnnotations, event_annotations
 from openvocab.lab import report
@@ -77,27 +78,33 @@ def from_pictures(seed: int) -> Figures:
     return {"times chance": min(figures[f"both, {what}"] / figures[chance] for what, chance in whats), **figures}
 
 
-def transported(seed: int) -> Figures:
-    """How often the plan gives a mention to its own box, and matched pictures are nearer than the next one's."""
-    return {name: value for arm in ("both", "both and transport") for name, value in _transported(arm, seed).items()}
-
-
 @torch.no_grad()
-def _transported(name: str, seed: int) -> Figures:
-    tested, data = model(name, seed), events(seed)
+def transported(seed: int) -> Figures:
+    """How often the plan gives a mention to its own box, and own pictures are nearer than another's.
+
+    Regions are patches, as in training, and crops, which training did not compare; `cost` near 0 is a collapse.
+    """
+    data, figures = events(seed), dict[str, float]()
     found = [data.read(index) for index in range(200)]
-    images = torch.stack([preprocess(each.image, tested.preprocessing) for each in found])
-    boxes = [boxes_seen(torch.from_numpy(e.boxes_xyxy_px), e.image.size, tested.preprocessing) for e in found]
-    words = [[e.caption.text[s.start : s.end] for s in e.caption.spans] for e in found if e.caption]
-    mentions = embed_texts(tested.clip, [word for each in words for word in each]).unflatten(0, (-1, 2))
-    with evaluating(tested):
-        seen = tested.clip.image(images)
-        regions = tested.regions(seen.tokens, seen.grid, torch.stack(boxes))
-        there = torch.ones(len(found), 3, dtype=torch.bool)
-        plan, far = tested.transport(mentions, regions, there[:, :2], there)
-        mismatched = tested.transport(mentions, regions.roll(1, 0), there[:, :2], there)[1]
-    right = (plan.argmax(2) == torch.arange(2)).double().mean().item()
-    return {f"{name}, own box": right, f"{name}, own picture": (far < mismatched).double().mean().item()}
+    boxes = [torch.from_numpy(each.boxes_xyxy_px) for each in found]
+    words = [e.caption.text[span.start : span.end] for e in found if e.caption for span in e.caption.spans]
+    there = torch.ones(len(found), 3, dtype=torch.bool)
+    for name in ("order-blind start", "both", "both and transport"):
+        tested = model(name, seed)
+        mentions = embed_texts(tested.clip, words).unflatten(0, (-1, 2))
+        images = torch.stack([tested.preprocess(each.image) for each in found])
+        shares = [boxes_seen(b, each.image.size, tested.preprocessing) for b, each in zip(boxes, found)]
+        with evaluating(tested):
+            seen = tested.clip.image(images)
+            patches = tested.regions(seen.tokens, seen.grid, torch.stack(shares))
+        crops = torch.stack([crop_embeds(tested.clip, each.image, b) for b, each in zip(boxes, found)])
+        for suffix, regions in (("", patches), (" of crops", crops)):
+            plan, far = tested.transport(mentions, regions, there[:, :2], there)
+            nearer = far < tested.transport(mentions, regions.roll(1, 0), there[:, :2], there)[1]
+            right = plan.argmax(2) == torch.arange(2)
+            shown = {"own box": right, "own picture": nearer, "cost": far}
+            figures |= {f"{name}, {what}{suffix}": value.double().mean().item() for what, value in shown.items()}
+    return figures
 
 
 CLAIMS = (

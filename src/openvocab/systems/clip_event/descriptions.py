@@ -26,7 +26,7 @@ from openvocab.systems.clip_event.structure import (
 )
 from openvocab.world.caption import Caption
 
-Negative = Literal["event", "argument", "random"]
+Negative = Literal["event", "argument"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class DescriptionConfig:
     """What is said of pictures.
 
     `ontology`: news, scenes or a file. `prompts`: styles, of which each sample gets one.
-    `negatives`: `event` has another type, `argument` rotates the roles, `random` is the caption of another picture.
+    `negatives`: `event` has another type, `argument` rotates the roles.
     `confused`: other types are those that the model at the start takes the picture's for, not all alike.
     `order`: `shuffled` rotates the roles of every second description, so that none of them tells who does it.
     `mentions`, `objects`: the most that are compared of each.
@@ -108,7 +108,7 @@ class Descriptions:
             if config.order == "shuffled" and rng.random() < 0.5:
                 event = rotate_roles(event, self.ontology) or event
             true = describe(told, event, prompt, self.ontology)
-        wrong = [self._negative(kind, found.caption.text, told, prompt, rng) for kind in config.negatives]
+        wrong = [self._negative(kind, told, prompt, rng) if told else None for kind in config.negatives]
         mentions = list(told.event.roles.values())[: config.mentions] if told else []
         boxes = boxes_seen(torch.from_numpy(found.boxes_xyxy_px), found.image.size, self.clip.preprocessing)
         boxes = boxes[((boxes[:, 2:] - boxes[:, :2]).prod(1) > 0)][: config.objects]
@@ -123,21 +123,13 @@ class Descriptions:
             "boxed": torch.arange(config.objects) < len(boxes),
         }
 
-    def _negative(
-        self, kind: Negative, caption: str, told: Told | None, prompt: Prompt, rng: np.random.Generator
-    ) -> str | None:
-        """A false description; None where it would say what is true, or there is no event to change."""
-        if kind == "random":
-            other = self.texts[int(rng.integers(len(self.texts)))]
-            return None if other == caption else other
-        if told is None:
-            return None
-        event: Event | None
+    def _negative(self, kind: Negative, told: Told, prompt: Prompt, rng: np.random.Generator) -> str | None:
+        """A false description; None where the event cannot be changed, or the words for it would be true ones."""
         if kind == "argument":
             event = rotate_roles(told.event, self.ontology)
         else:
             event = confuse_type(told.event, self.confusion[told.event.type], rng=rng)
-        true = {caption, *(describe(told, told.event, style, self.ontology) for style in self.config.prompts)}
+        true = {told.caption, *(describe(told, told.event, style, self.ontology) for style in self.config.prompts)}
         text = describe(told, event, prompt, self.ontology) if event else None
         return None if text in true else text
 

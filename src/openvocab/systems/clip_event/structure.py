@@ -192,6 +192,7 @@ def confuse_type(
 
     Args:
         confusion: how often this event's type is taken for each; the most frequent mistake, or one drawn by `rng`.
+            Equal shares draw any other type.
     """
     others = {name: share for name, share in confusion.items() if name != event.type and share > 0}
     others = {name: share for name, share in others.items() if replace(event, type=name) not in positives}
@@ -201,18 +202,6 @@ def confuse_type(
         return replace(event, type=max(others, key=others.__getitem__))
     shares = np.cumsum(list(others.values()))
     return replace(event, type=list(others)[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))])
-
-
-def other_type(event: Event, ontology: Ontology, rng: np.random.Generator, positives: Collection[Event] = ()) -> Event:
-    """Any other type with the same participants, all equally likely.
-
-    Raises:
-        ValueError: the ontology has no other type.
-    """
-    found = confuse_type(event, dict.fromkeys(ontology.types, 1.0), positives, rng)
-    if found is None:
-        raise ValueError(f"an ontology of {len(ontology.types)} types has no other one than {event.type}")
-    return found
 
 
 @cache
