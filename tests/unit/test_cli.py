@@ -259,8 +259,10 @@ def test_events_says_who_plays_which_role(tmp_path, capsys):
     assert told["told"] == "Kick {Agent red circle, Entity blue square}"
     assert [role["label"] for role in told["events"][0]["roles"]] == ["red circle", "blue square"]
     assert told["approximate"]
-    assert run(line[:-1]) == 0
-    assert "places are approximate" in capsys.readouterr().out
+    assert run([*line[:2], "a red circle", *line[2:-1]]) == 0
+    said = capsys.readouterr().out
+    assert "the caption tells no event, the picture answers alone" in said
+    assert "places are approximate" in said
 
 
 @pytest.mark.parametrize(

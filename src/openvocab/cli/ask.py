@@ -259,7 +259,8 @@ def events(
     for row in rows:
         lines.append(f"{row['score']:6.1%}  {row['event']}")
         lines += [f"{'':8}{r['role']} {r['label']}  {[round(x, 1) for x in r['box_xyxy_px']]}" for r in row["roles"]]
-    note = ["places are approximate: windows, no boxes were given"] if found.approximate else []
+    note = ["the caption tells no event, the picture answers alone"] if caption and not found.told else []
+    note += ["places are approximate: windows, no boxes were given"] if found.approximate else []
     result = {"picture": picture, "events": rows, "approximate": found.approximate, "told": str(found.told or "")}
     show(
         {**result, "model": {"name": opened.name, "fingerprint": opened.fingerprint}}, as_json, "\n".join(lines + note)
