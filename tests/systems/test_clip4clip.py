@@ -178,6 +178,12 @@ def test_verbs_take_video_files(tmp_path):
     ranking = found.rank(paths, "a red circle rises")
     torch.testing.assert_close(ranking.scores, embeds @ found.clip.embed_texts(["a red circle rises"])[0])
     assert ranking.order.tolist() == ranking.scores.argsort(descending=True).tolist()
+    answer = found.recognize(paths, ["rises", "falls"], templates="red circle {}")
+    words = found.clip.embed_texts(["red circle rises", "red circle falls"])
+    torch.testing.assert_close(answer.scores, embeds @ words.T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        found.recognize(paths[0], ["rises", "falls"], templates="red circle {}").scores, answer.scores[:1]
+    )
     tight = model("tightTransf", sampling=Sampling(fps=4.0, most=4))
     assert tight.rank(video_files(paths), "a red circle rises").scores.shape == (3,)
     with pytest.raises(ValueError, match="use rank"):
