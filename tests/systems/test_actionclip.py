@@ -24,6 +24,7 @@ from openvocab.clip.vocabulary import vocabulary
 from openvocab.config import override
 from openvocab.data.clips import ClipsConfig, MotionClips, Sampling, open_clips, video_files
 from openvocab.data.video import open_video
+from openvocab.lab.evaluation import evaluate_source
 from openvocab.lab.few_shot import few_shot_table
 from openvocab.systems import actionclip as system
 from openvocab.systems.actionclip.model import ActionCLIP
@@ -260,6 +261,18 @@ def test_the_protocol_judges_every_clip_of_the_labels(tmp_path):
     assert figures["recall/falls"] == pytest.approx(sum(falls) / len(falls))
     assert "top5" not in figures
     assert system.evaluate(found, clips, views=(2, 1))["clips"] == 24
+
+
+def test_eval_reads_a_clip_list(tmp_path):
+    paths = [write_video(tmp_path / f"{number}.mp4", 8 + 4 * number) for number in range(3)]
+    rows = "".join(f"{path.name},{label}\n" for path, label in zip(paths, ("rises", "falls", "rises"), strict=True))
+    (tmp_path / "test.csv").write_text("path,label\n" + rows)
+    found = model()
+    found.save(tmp_path / "model")
+    result = evaluate_source(str(tmp_path / "model"), str(tmp_path / "test.csv"), "recognize")
+    answer = found.recognize(paths, ["falls", "rises"]).probabilities.argmax(1)
+    assert result["metrics"]["top1"] == pytest.approx((answer == torch.tensor([1, 0, 1])).double().mean().item())
+    assert result["metrics"]["clips"] == 3
 
 
 def test_what_does_not_fit_is_refused():

@@ -259,4 +259,5 @@ SYSTEM = System(
     example=example,
     load=load,
     init=("clip", "dense"),
+    minutes={"small": 2.0},
 )
