@@ -20,6 +20,7 @@ from openvocab.data.scenes import TEST_SEED, stream_of
 from openvocab.data.source import LABEL_KEYS, choose_key
 from openvocab.data.tables import TABLE_SUFFIXES, stream_rows
 from openvocab.progress import track
+from openvocab.storage import fingerprint
 from openvocab.world.shape3d import SHAPES, Cloud, Mesh, joined, shape_cloud, unit_sphere
 
 POINT_SUFFIXES = (".ply", ".off", ".obj", ".npz")
@@ -53,6 +54,11 @@ class PointSource:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the list: which clouds, under which labels."""
+        return fingerprint(self.source, self.keys, self.classnames, self.label_ids.tolist())
 
     def shots(self, count: int, seed: int) -> "PointSource":
         """`count` clouds of each label, or all there are; drawn by the seed, more shots hold all of fewer."""

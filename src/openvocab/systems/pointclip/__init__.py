@@ -209,6 +209,11 @@ def seen_logits(model: PointCLIP, views: Views, words: Float[Tensor, "label embe
         return model.view_logits(model(views), words.to(views)).cpu()
 
 
+def open_test(source: str) -> PointSource:
+    """A point-file list, or `scenes:COUNT:STREAM`."""
+    return open_points(PointsConfig(source=source))
+
+
 def load(path: Path | str, clip: CLIP | None = None, config: PointCLIPConfig = SIZES["paper"]) -> PointCLIP:
     """openvocab's folder, or with its CLIP an official adapter: a file.
 
@@ -233,6 +238,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
+    open=open_test,
     example=example,
     load=load,
     init=("clip", "tiny", "shapes:30", *SHAPE_CLIP),
