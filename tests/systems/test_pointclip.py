@@ -18,6 +18,7 @@ from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.weights import fingerprint
 from openvocab.config import override
 from openvocab.data.points import PointsConfig, open_points, read_all
+from openvocab.lab.system_evaluation import evaluate_system
 from openvocab.systems import pointclip as system
 from openvocab.systems.pointclip.fusion import GRID, ensemble, fuse, search_share, search_weights
 from openvocab.systems.pointclip.model import FEW_SHOT, InterViewAdapter, PointCLIP
@@ -230,6 +231,8 @@ def test_a_saved_model_opens_and_says_the_same(tmp_path):
     again = loading.load(tmp_path / "model")
     first, second = (each.recognize(clouds().numpy(), ["mug", "chair"]).scores for each in (found, again))
     assert torch.equal(first, second)
+    figures = evaluate_system(str(tmp_path / "model"), "scenes:6:1", "recognize")["metrics"]
+    assert figures == system.evaluate(again, open_points(PointsConfig(source="scenes:6:1")))
 
 
 def test_official_adapters_there_and_back(tmp_path):
