@@ -114,6 +114,7 @@ CLAIMS = (
         gate=Gate(figure="ahead", above=0.0),
         world="generated clips of 8 frames, 8 actions, 3,000 to train on, 600 steps of 32; a frozen CLIP of 0.7 M",
         study=fusion,
+        seeds=5,
         picture=report.bars_of("a clip's own sentence first of 512", "late", "early"),
     ),
 )
