@@ -18,8 +18,8 @@ class OptimConfig:
     eps: float = 1e-6
     weight_decay: float = 0.2
     warmup_steps: int | None = None
-    schedule: Literal["cosine", "linear", "constant", "poly"] = "cosine"
-    """After the warm-up; `poly` is what is left of the run to the power of 0.9."""
+    schedule: Literal["cosine", "cosine_of_all", "linear", "constant", "poly"] = "cosine"
+    """After the warm-up; `poly` is what is left of the run to the power of 0.9, `cosine_of_all` counts it all."""
     clip_norm: float | None = 1.0
 
 

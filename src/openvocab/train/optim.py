@@ -25,7 +25,8 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
         return optim.lr
     if optim.schedule in ("linear", "poly"):
         return optim.lr * (left if optim.schedule == "linear" else left**0.9)
-    return optim.lr * 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+    done = step / steps if optim.schedule == "cosine_of_all" else 1.0 - left
+    return optim.lr * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def select_parameters(model: nn.Module, groups: tuple[GroupConfig, ...]) -> dict[str, dict[str, nn.Parameter]]:

@@ -125,3 +125,10 @@ def test_a_group_of_matrices_leaves_the_gains_to_the_rest():
     chosen = select_parameters(Towers(), (matrices, GroupConfig()))
     assert set(chosen["matrices"]) == {"image.0.weight", "image.3.weight"}
     assert "image.0.bias" in chosen["all"]
+
+
+def test_the_cosine_of_the_whole_run_drops_behind_the_warmup():
+    """The values of CLIP4Clip's code at shares of the run; our first step is not one of nothing."""
+    optim = OptimConfig(lr=1.0, warmup_steps=1000, schedule="cosine_of_all")
+    rates = [learning_rate(optim, step, 10_000) for step in (499, 998, 1000, 5000, 10_000)]
+    assert rates == pytest.approx([0.5, 0.999, 0.975528, 0.5, 0.0], abs=1e-6)

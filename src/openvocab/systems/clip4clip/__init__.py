@@ -132,7 +132,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[CLIP4ClipConfig]:
     """The training run of a size; `paper` is MSR-VTT's of 9,000 clips with 20 captions each."""
     clips, head = ClipsConfig(source=source), GroupConfig(name="head", prefixes=("temporal.", "tubes."))
     if size == "paper":
-        optim = OptimConfig(lr=1e-4, warmup_steps=703)
+        optim = OptimConfig(lr=1e-4, warmup_steps=703, schedule="cosine_of_all")
         slow = GroupConfig(name="clip", prefixes=(*_TRAINED, "clip.logit_scale"), optim=replace(optim, lr=1e-7))
         return Recipe(
             model=SIZES[size],
