@@ -1,5 +1,6 @@
 """What models of videos share: a CLIP whose image tower looks at frames, once or in every step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,7 +20,7 @@ from openvocab.train import distributed
 from openvocab.train.config import GroupConfig
 
 
-class VideoModel(CLIPSystemModel):
+class VideoModel(CLIPSystemModel, ABC):
     """A model that looks at frames one by one or together, and then at what it saw; its config has a `sampling`."""
 
     @property
@@ -27,9 +28,9 @@ class VideoModel(CLIPSystemModel):
         """What `look` looks with."""
         return (self.clip.image,)
 
+    @abstractmethod
     def look(self, images: Videos, shown: Shown) -> Features:
         """What the image tower pools of each frame, before its projection."""
-        raise NotImplementedError
 
     def sight(self) -> str:
         """The identity of what `look` gives."""
