@@ -1,5 +1,7 @@
 """Attention: one fused self-attention for every tower, and the cross-attention that the pooling heads use."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -11,6 +13,8 @@ Weights = Float[Tensor, "batch head query token"]
 """Attention weights: every query's distribution over the tokens it may look at."""
 Bias = Float[Tensor, "... #query token"]
 """Added to the attention scores before the softmax; broadcasts over batch and head, -inf forbids."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention itself, in place of a bias: the heads' queries, keys and values to their results."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -25,13 +29,16 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Sequence, *, bias: Bias | None = None, causal: bool = False, weights: bool = False
+        self, x: Sequence, *, bias: Bias | Attend | None = None, causal: bool = False, weights: bool = False
     ) -> tuple[Sequence, Weights | None]:
         batch, token, dim = x.shape
         # Split along an inner axis: the gradients are then stacked in the layout that the product wants.
         q, k, v = self.qkv(x).view(batch, token, 3, self.heads, dim // self.heads).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        values, attention = attend(q, k, v, bias=bias, causal=causal, weights=weights)
+        if callable(bias):
+            values, attention = bias(q, k, v), None
+        else:
+            values, attention = attend(q, k, v, bias=bias, causal=causal, weights=weights)
         return self.out(values.transpose(1, 2).reshape(batch, token, dim)), attention
 
     def at(self, x: Sequence, position: Int[Tensor, " batch"], *, causal: bool = False) -> Float[Tensor, "batch 1 dim"]:

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openvocab.blocks.attention import Bias, MultiHeadAttention, Weights
+from openvocab.blocks.attention import Attend, Bias, MultiHeadAttention, Weights
 from openvocab.shapes import Sequence
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
-LayerBias = Bias | Mapping[int, Bias]
-"""An attention bias for every layer, or one per layer by its number."""
+LayerBias = Bias | Mapping[int, Bias | Attend]
+"""An attention bias for every layer, or one per layer by its number; there attention itself may stand in its place."""
 
 
 class _QuickGELU(torch.autograd.Function):
@@ -83,7 +83,7 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(
-        self, x: Sequence, *, bias: Bias | None = None, causal: bool = False, weights: bool = False
+        self, x: Sequence, *, bias: Bias | Attend | None = None, causal: bool = False, weights: bool = False
     ) -> tuple[Sequence, Weights | None]:
         attended, attention = self.attention(self.norm1(x), bias=bias, causal=causal, weights=weights)
         x = x + F.dropout(attended, self.dropout, self.training)
@@ -190,7 +190,7 @@ class Transformer(nn.ModuleList):
         return Hidden(x, tuple(kept[number] for number in layers), tuple(weights))
 
     def _run(
-        self, block: nn.Module, x: Tensor, bias: Tensor | None, causal: bool, weights: bool
+        self, block: nn.Module, x: Tensor, bias: Bias | Attend | None, causal: bool, weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         asked: dict[str, Any] = {"bias": bias, "causal": causal, "weights": weights}
         if self.checkpointing and torch.is_grad_enabled():
