@@ -28,7 +28,7 @@ def test_frequencies_are_the_tempered_probabilities():
     for temperature in (1.0, 2.0):
         found = draw(rows, temperature=temperature, generator=generator).bincount(minlength=4) / len(rows)
         torch.testing.assert_close(found, (LOGITS[0] / temperature).softmax(0), rtol=0, atol=0.015)
-    assert draw(rows, temperature=0).unique().tolist() == [0]
+    assert draw(rows, temperature=0.0).unique().tolist() == [0]
 
 
 def test_a_seed_decides_every_draw():
