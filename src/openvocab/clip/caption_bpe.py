@@ -5,6 +5,10 @@ Unicode form. Ids: 0 is padding and nothing else, then the bytes, then the merge
 start, then end. End is the largest id, as in CLIP, so that argmax finds it.
 """
 
+import functools
+import itertools
+import json
+import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +44,31 @@ class CaptionTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(without_surrogates(text), add_special_tokens=False).ids
+
+    def encode_dropped(self, text: str, share: float, chance: random.Random) -> list[int]:
+        """Ids as `encode` gives them, but each time it could be made, a merge is passed over with probability `share`.
+
+        BPE dropout (arXiv 1910.13267, algorithm 1): one text is read in several ways, down to its bytes.
+        """
+        ids = []
+        normal = self._tokenizer.normalizer.normalize_str(without_surrogates(text))
+        for piece, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(normal):
+            symbols = list(piece)
+            while True:
+                pairs = enumerate(itertools.pairwise(symbols))
+                able = sorted((self._ranks[pair], at) for at, pair in pairs if pair in self._ranks)
+                at = next((at for _, at in able if chance.random() >= share), None)
+                if at is None:
+                    break
+                symbols[at : at + 2] = ["".join(symbols[at : at + 2])]
+            ids += [self._tokenizer.token_to_id(symbol) for symbol in symbols]
+        return ids
+
+    @functools.cached_property
+    def _ranks(self) -> dict[tuple[str, str], int]:
+        """The merges, by the symbols that they join."""
+        merges = json.loads(self._tokenizer.to_str())["model"]["merges"]
+        return {(left, right): rank for rank, (left, right) in enumerate(merges)}
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([token for token in self._inner(ids) if token != self.pad_id]).lstrip(" ")

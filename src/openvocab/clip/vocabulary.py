@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def vocabulary(
     names = read_labels(labels)
     shown = tuple(each[0] for each in names)
     patterns = read_templates(templates)
-    unseen = _unseen_words(clip, names)
+    unseen = {each[0]: missing for each in names if (missing := unseen_words(clip.trained_on, each))}
     path = None
     if cache and clip.fingerprint:
         path = storage.cache_folder("vocabularies") / f"{storage.fingerprint(clip.fingerprint, names, patterns)}.npy"
@@ -144,17 +144,11 @@ def words_of(text: str) -> list[str]:
     return [word for word in (part.strip(".,;:!?\"'()") for part in text.lower().split()) if word]
 
 
-def _unseen_words(clip: CLIP, names: list[list[str]]) -> dict[str, tuple[str, ...]]:
-    known = set((clip.trained_on or {}).get("words") or ())
-    if not known:
-        return {}
-    found = {}
-    for each in names:
-        words = dict.fromkeys(word for name in each for word in words_of(name))
-        missing = tuple(word for word in words if word not in known)
-        if missing:
-            found[each[0]] = missing
-    return found
+def unseen_words(trained_on: dict[str, Any] | None, texts: Sequence[str]) -> tuple[str, ...]:
+    """The words of these texts that no caption of a model's training had, where this is known."""
+    known = set((trained_on or {}).get("words") or ())
+    said = dict.fromkeys(word for text in texts for word in words_of(text)) if known else ()
+    return tuple(word for word in said if word not in known)
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
