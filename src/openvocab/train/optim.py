@@ -23,6 +23,8 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     left = 1.0 - (step - warm) / max(1, steps - warm)
     if optim.schedule == "constant":
         return optim.lr
+    if optim.schedule == "drops":
+        return optim.lr * (1.0 if left > 0.5 else 0.4 if left > 0.25 else 0.1)
     if optim.schedule in ("linear", "poly"):
         return optim.lr * (left if optim.schedule == "linear" else left**0.9)
     done = step / steps if optim.schedule == "cosine_of_all" else 1.0 - left
