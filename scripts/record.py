@@ -98,11 +98,32 @@ def clip_event(clone: Path) -> Numbers:
     return {"distance": written(distances, texts=texts, images=images)}
 
 
+def dalle(clone: Path) -> Numbers:
+    """DALLE-pytorch without what is not in the paper; needs einops and axial-positional-embedding<0.3."""
+    fakes = ("taming", "taming.models", "taming.models.vqgan", "omegaconf", "rotary_embedding_torch", "pkg_resources")
+    with importing(clone, *fakes, "requests", "dall_e") as fake:
+        fake["taming.models.vqgan"].VQModel = fake["taming.models.vqgan"].GumbelVQ = object
+        theirs = importlib.import_module("dalle_pytorch.dalle_pytorch")
+    vae = theirs.DiscreteVAE(image_size=32, num_layers=3, num_tokens=recorded.DALLE_CODES, hidden_dim=8)
+    sizes = {"num_text_tokens": recorded.DALLE_WORDS, "text_seq_len": recorded.DALLE_TEXT, "depth": 4, "heads": 2}
+    off = {"shift_tokens": False, "rotary_emb": False, "attn_types": recorded.DALLE_PATTERNS}
+    model = theirs.DALLE(dim=32, dim_head=16, vae=vae, **sizes, **off).eval()
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters() if not name.startswith("vae.")}
+    model.load_state_dict(recorded.dalle_weights(shapes), strict=False)
+    (text, codes), length, words = recorded.dalle_inputs(), recorded.DALLE_TEXT, model.num_text_tokens
+    logits = model(text.clone(), codes)
+    with torch.no_grad():
+        loss = model(text.clone(), codes, return_loss=True).item()
+    found = written(logits[:, length:, words:], **dict(model.named_parameters()))
+    return {**found, "words": rounded(logits[:, :length, :words].detach()), "loss": loss}
+
+
 SYSTEMS: dict[str, Callable[[Path], Numbers]] = {
     "clip4clip": clip4clip,
     "actionclip": actionclip,
     "pointclip": pointclip,
     "clip_event": clip_event,
+    "dalle": dalle,
 }
 
 

@@ -86,3 +86,28 @@ def graphs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     text_pad = torch.tensor([[False] * 3, [False, False, True]])
     image_pad = torch.tensor([[False] * 4, [False, False, True, True]])
     return sine(48, 0.7).view(2, 3, 8), sine(64, 0.9, 0.3).view(2, 4, 8), text_pad, image_pad
+
+
+DALLE_PATTERNS = ("full", "axial_row", "axial_col", "conv_like")
+DALLE_WORDS, DALLE_CODES, DALLE_TEXT, DALLE_BEGIN = 20, 8, 5, 19
+"""Ids of words, codes, the text with the start of picture as its last word, and that word."""
+
+
+def dalle_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Of DALLE-pytorch, with what is not in the paper off: layer scales are 1, gated MLPs plain ones."""
+    state = {name: 4 * value for name, value in weights(shapes).items()}
+    for name, value in state.items():
+        gated = value[: len(value) // 2] if ".net.0." in name else value[:0]
+        if name.endswith((".scale", ".net.0.bias")):
+            (value if name.endswith(".scale") else gated).fill_(1.0)
+        elif name.endswith((".norm.weight", "to_logits.0.weight")):
+            value.add_(1.0)
+        else:
+            gated.zero_()
+    return state
+
+
+def dalle_inputs() -> tuple[Tensor, Tensor]:
+    """Texts that end with the start of a picture, one of them shorter, and codes of 4 x 4."""
+    text = torch.tensor([[3, 7, 11, 2, DALLE_BEGIN], [5, 1, 0, 0, DALLE_BEGIN]])
+    return text, (torch.arange(32).view(2, 16) * 5 + 3) % DALLE_CODES

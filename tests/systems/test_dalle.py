@@ -1,8 +1,10 @@
 """DALL-E: its sequence and loss by hand, sampling against full recomputation, its verbs, its errors."""
 
+import json
 import math
 import random
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -11,8 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from openvocab import loading
 from openvocab.blocks.sampling import guide
 from openvocab.blocks.sparse import Pattern, keys_of
+from openvocab.cli import run
 from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.data.order import Order
 from openvocab.data.scenes import open_scenes
@@ -276,3 +280,39 @@ def test_figures_are_means_over_all_captions(tmp_path, monkeypatch):
     assert found == pytest.approx(
         {"text_nll": by_hand["text"].item(), "image_nll": by_hand["picture"].item()}, rel=1e-5
     )
+
+
+def test_generate_and_rank_from_the_command_line(tmp_path, capsys, monkeypatch):
+    opened = {"run": made(), "demo": loading.load("demo")}
+    monkeypatch.setattr(loading, "load", opened.__getitem__)
+    asked = ["generate", "a red ring", "--model", "run", "--num", "3", "--seed", "2", "--json"]
+    assert run([*asked, "--out", str(tmp_path / "a")]) == 0
+    plain = json.loads(capsys.readouterr().out)["pictures"]
+    assert [Path(each["picture"]).name for each in plain] == ["0.png", "1.png", "2.png"]
+    expected = opened["run"].generate("a red ring", 3, seed=2).images()
+    assert [Image.open(each["picture"]).tobytes() for each in plain] == [image.tobytes() for image in expected]
+    assert run([*asked, "--out", str(tmp_path / "b"), "--rank", "demo"]) == 0
+    ranked = json.loads(capsys.readouterr().out)["pictures"]
+    scores = [each["score"] for each in ranked]
+    assert scores == sorted(scores, reverse=True)
+    files = [each["picture"] for each in plain]
+    assert run(["rank", *files, "--text", "a red ring", "--model", "demo", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["pictures"]
+    assert [each["score"] for each in again] == pytest.approx(scores, abs=1e-6)
+    assert Image.open(again[0]["picture"]).tobytes() == Image.open(ranked[0]["picture"]).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["generate", " ", "--model", "run"], "an empty prompt"),
+        (["generate", "a red ring", "--model", "demo"], "demo is a CLIP, which cannot; train one with"),
+        (["generate", "a red ring"], "openvocab train dalle --size small --out RUN"),
+    ],
+)
+def test_what_the_verb_cannot_make(arguments, named, tmp_path, capsys, monkeypatch):
+    opened = {"run": made(), "demo": loading.load("demo")}
+    monkeypatch.setattr(loading, "load", opened.__getitem__)
+    assert run([*arguments, "--out", str(tmp_path / "made")]) == 1
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()

@@ -1,18 +1,18 @@
-"""Verbs that make pictures."""
+"""Verbs that make pictures, and the one that chooses among them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openvocab.cli.app import Json, Model, app, chosen_model, show
+from openvocab.cli.app import Json, Model, app, chosen_model, show, trained
 
 if TYPE_CHECKING:
     from openvocab.clip.created import Drawing
 
 Svg = Annotated[Path, typer.Option("--out", help="The drawing, .svg; beside it a .png of the same name.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="name=value, for example strokes=16 or steps=500.")]
-Seed = Annotated[int, typer.Option(help="Another number, another drawing.")]
+Seed = Annotated[int, typer.Option(help="Another number, another picture.")]
 
 
 @app.command()
@@ -28,6 +28,49 @@ def draw(
     """Draws words as coloured strokes; any CLIP can."""
     artist = _artist("clipdraw", model, settings)
     _write(artist.draw(prompt, negative or [], seed=seed), out, {"prompt": prompt, "seed": seed}, as_json)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the pictures should show.")],
+    out: Annotated[Path, typer.Option(help="A folder for the pictures: 0.png, 1.png, ...")],
+    model: Annotated[str | None, typer.Option("--model", help="A trained dalle or unclip: its run or folder.")] = None,
+    num: Annotated[int, typer.Option(help="Pictures to make.")] = 1,
+    seed: Seed = 0,
+    rank: Annotated[str | None, typer.Option(help="A CLIP: the pictures come in its order, the best first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Makes pictures of a sentence."""
+    from openvocab import loading
+    from openvocab.clip import ranking
+    from openvocab.clip.created import Pictures
+
+    maker, clip = trained(model, "generate", "dalle"), loading.load(rank) if rank else None
+    made = maker.generate(prompt, num, seed=seed)
+    rows = [{} for _ in range(len(made))]
+    if clip is not None:
+        order, scores = ranking.rank(clip, made, prompt)
+        made, rows = Pictures(made.pixels_01[order]), [{"score": score} for score in scores[order].tolist()]
+    files = made.save(out)
+    found = [{"picture": str(path), **row} for path, row in zip(files, rows)]
+    show({"prompt": prompt, "pictures": found}, as_json, "\n".join(map(str, files)))
+
+
+@app.command()
+def rank(
+    pictures: Annotated[list[str], typer.Argument(help="Pictures.")],
+    text: Annotated[str, typer.Option(help="What they are ordered by.")],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Orders pictures by how well a sentence fits them, the best first."""
+    source = chosen_model(model)
+    from openvocab import loading
+    from openvocab.clip import ranking
+
+    order, scores = ranking.rank(loading.load(source), pictures, text)
+    rows = [{"picture": pictures[row], "score": scores[row].item()} for row in order.tolist()]
+    show({"text": text, "pictures": rows}, as_json, "\n".join(f"{r['score']:7.4f}  {r['picture']}" for r in rows))
 
 
 def _artist(system: str, model: str | None, settings: list[str] | None) -> Any:
