@@ -118,18 +118,87 @@ def dalle(clone: Path) -> Numbers:
     return {**found, "words": rounded(logits[:, :length, :words].detach()), "loss": loss}
 
 
+def dvae(clone: Path) -> Numbers:
+    """OpenAI's encoder and decoder of the dVAE, and its map of pixels; needs the package attrs."""
+    with importing(clone, "blobfile", "requests"):
+        encoder, decoder = (importlib.import_module(f"dall_e.{name}") for name in ("encoder", "decoder"))
+        utils = importlib.import_module("dall_e.utils")
+    found: Numbers = {}
+    shape = {"n_hid": recorded.DVAE["dim"], "n_blk_per_group": recorded.DVAE["blocks"], "vocab_size": recorded.CODES}
+    towers = {
+        "encoder": encoder.Encoder(**shape),
+        "decoder": decoder.Decoder(n_init=recorded.DVAE["stem_dim"], **shape),
+    }
+    inputs = {"encoder": utils.map_pixels(recorded.pixels()), "decoder": recorded.shares()}
+    for name, tower in towers.items():
+        tower = filled(tower.requires_grad_(True), f"{name}.")
+        found[name] = written(tower(inputs[name]), **dict(tower.named_parameters()))
+    found["unmapped"] = {"outputs": rounded(utils.unmap_pixels(recorded.pixels()))}
+    return found
+
+
+def vqgan(clone: Path) -> Numbers:
+    """taming's VQGAN with three quantisers, its discriminator, both losses, in float64; needs the package einops."""
+    torch.set_default_dtype(torch.float64)
+    with importing(clone, "taming.modules.losses.lpips"):
+        model = importlib.import_module("taming.modules.diffusionmodules.model")
+        quantize = importlib.import_module("taming.modules.vqvae.quantize")
+        losses = importlib.import_module("taming.modules.losses.vqperceptual")
+    shape = recorded.TAMING
+    found: Numbers = {}
+    encoder, decoder = (filled(getattr(model, kind)(**shape), f"{kind.lower()}.") for kind in ("Encoder", "Decoder"))
+    x, latents = 2 * recorded.pixels().double() - 1, recorded.latents().double()
+    for name, tower, given in (("encoder", encoder, x), ("decoder", decoder, latents)):
+        found[name] = written(tower(given), **dict(tower.named_parameters()))
+    for name, legacy in (("legacy", True), ("fixed", False)):
+        book = filled(quantize.VectorQuantizer2(recorded.CODES, shape["z_channels"], 0.25, legacy=legacy), "quantize.")
+        z = latents.clone().requires_grad_()
+        vectors, loss, (_, _, codes) = book(z)
+        loss.backward()
+        sums = recorded.summed({"book": book.embedding.weight.grad, "z": z.grad})
+        found[name] = {"loss": loss.item(), "codes": codes.flatten().tolist(), "gradients": sums}
+    found["vectors"] = rounded(vectors.detach())
+    gumbel = quantize.GumbelQuantize(shape["z_channels"], shape["z_channels"], recorded.CODES, kl_weight=5e-4)
+    gumbel = filled(gumbel, "quantize.").eval()
+    found["gumbel"] = {"kl": gumbel(latents)[1].item()}
+    both = losses.VQLPIPSWithDiscriminator(0, disc_weight=0.8, perceptual_weight=0.0, disc_ndf=8, disc_num_layers=2)
+    both.discriminator = filled(both.discriminator, "loss.discriminator.")
+    made, x = decoder(latents).repeat(1, 1, 2, 1), x.repeat(1, 1, 2, 1)
+    last = decoder.conv_out.weight
+    total, log = both(torch.tensor(0.3), x, made, 0, 0, last_layer=last)
+    decoder.zero_grad()
+    total.backward()
+    found["generator"] = {
+        "loss": total.item(),
+        "weight": log["train/d_weight"].item(),
+        "gradient": recorded.summed({"last": last.grad})["last"],
+    }
+    both.zero_grad()
+    judged, _ = both(torch.tensor(0.3), x, made.detach(), 1, 0)
+    judged.backward()
+    found["discriminator"] = {"loss": judged.item(), "gradients": summed(both.discriminator)}
+    return found
+
+
 SYSTEMS: dict[str, Callable[[Path], Numbers]] = {
     "clip4clip": clip4clip,
     "actionclip": actionclip,
     "pointclip": pointclip,
     "clip_event": clip_event,
     "dalle": dalle,
+    "dvae": dvae,
+    "vqgan": vqgan,
 }
 
 
-def filled(model: nn.Module) -> nn.Module:
-    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    model.load_state_dict(recorded.weights(shapes), strict=False)
+def filled(model: nn.Module, prefix: str = "") -> nn.Module:
+    """Weights by the names that parameters have under a prefix."""
+    shapes = {prefix + name: tuple(value.shape) for name, value in model.named_parameters()}
+    made = {
+        name.removeprefix(prefix): value
+        for name, value in recorded.weights(shapes, **({"gains": recorded.NORMS} if prefix else {})).items()
+    }
+    model.load_state_dict(made, strict=False)
     return model
 
 
@@ -138,6 +207,10 @@ def written(outputs: Tensor, **leaves: Tensor) -> Numbers:
     recorded.judged(outputs).backward()
     gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}
     return {"outputs": rounded(outputs.detach()), "gradients": recorded.summed(gradients)}
+
+
+def summed(model: nn.Module) -> dict[str, list[float]]:
+    return recorded.summed({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
 
 
 def rounded(values: Tensor) -> Any:

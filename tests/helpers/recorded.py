@@ -16,6 +16,11 @@ DIM, CONTEXT, WORDS = 128, 20, 600
 """Of the small CLIP: two heads of 64."""
 CLIP4CLIP = ("meanP, 2d", "meanP, 3d", "seqLSTM, 2d", "seqTransf, 2d", "tightTransf, 2d")
 ACTIONCLIP = ("meanP", "Conv_1D", "LSTM", "Transf", "Transf_cls")
+DVAE = {"dim": 64, "groups": 4, "blocks": 1, "stem_dim": 16}
+TAMING = {"ch": 32, "out_ch": 3, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": [8], "in_channels": 3}
+TAMING |= {"resolution": 16, "z_channels": 32, "double_z": False}
+CODES = 512
+NORMS = r"\bnorm\w*\.weight$"
 SHOWN = torch.tensor([[True] * 4, [True, True, False, False]])
 
 
@@ -23,13 +28,13 @@ def numbers(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def weights(shapes: dict[str, tuple[int, ...]], gains: str = r"\b(ln_\w+|bn|4)\.weight$") -> dict[str, Tensor]:
     """A state dict in which a tensor's values follow from its official name; gains of norms are near 1."""
     state = {}
     for name, shape in shapes.items():
         mark = zlib.crc32(name.encode())
         values = sine(math.prod(shape), 0.11 * (mark % 7 + 1), mark % 97, 0.05).view(shape)
-        state[name] = values + 1 if re.search(r"\b(ln_\w+|bn|4)\.weight$", name) and len(shape) == 1 else values
+        state[name] = values + 1 if re.search(gains, name) and len(shape) == 1 else values
     return state
 
 
@@ -111,3 +116,18 @@ def dalle_inputs() -> tuple[Tensor, Tensor]:
     """Texts that end with the start of a picture, one of them shorter, and codes of 4 x 4."""
     text = torch.tensor([[3, 7, 11, 2, DALLE_BEGIN], [5, 1, 0, 0, DALLE_BEGIN]])
     return text, (torch.arange(32).view(2, 16) * 5 + 3) % DALLE_CODES
+
+
+def pixels() -> Tensor:
+    """A picture of 8 x 16, of values from 0 to 1."""
+    return (sine(3 * 8 * 16, 0.37) + 1).view(1, 3, 8, 16) / 2
+
+
+def shares() -> Tensor:
+    """Of codes at two places."""
+    return (4 * sine(CODES * 2, 0.91)).view(1, CODES, 1, 2).softmax(1)
+
+
+def latents() -> Tensor:
+    """Of a picture of 8 x 16 under `TAMING`."""
+    return sine(32 * 4 * 8, 0.53, s=0.06).view(1, 32, 4, 8)

@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from torch import nn
+
 from openvocab.blocks.decoder import DecoderConfig
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.text import CBOWConfig, TextConfig
@@ -205,6 +207,12 @@ def convolutions(optim: OptimConfig) -> GroupConfig:
     """The convolutions of a small ResNet, stepped by Muon: it learns twice as fast."""
     muon = replace(optim, method="muon", lr=0.06, betas=(0.9, 0.0), weight_decay=0.0)
     return GroupConfig(name="convolutions", prefixes=("image.stages.",), min_axes=4, optim=muon)
+
+
+def reached(model: nn.Module, groups: tuple[GroupConfig, ...]) -> tuple[GroupConfig, ...]:
+    """The groups of parameters of which some are trained."""
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return tuple(g for g in groups if not g.prefixes or any(name.startswith(g.prefixes) for name in trained))
 
 
 def scene_tower(size: str) -> ResNetConfig:

@@ -93,14 +93,23 @@ class _Reader(pickle.Unpickler):
         return self.storages[key]
 
 
+class _Kept(_Passed):
+    """Takes whatever a pickle gives to an object, and keeps its state."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
 class _Stripping(_Reader):
     """Whatever a pickle asks for but tensors and plain containers becomes an object that is passed over."""
+
+    passed: type = _Passed
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return super().find_class(module, name)
         except pickle.UnpicklingError:
-            return type(name, (_Passed,), {})
+            return type(name, (self.passed,), {})
 
 
 def read_stripped(path: Path | str) -> Any:
@@ -114,6 +123,26 @@ def read_stripped(path: Path | str) -> Any:
             return _Stripping(archive, _root(archive, path)).load()
     except Exception as error:  # a hostile or damaged file can fail anywhere
         raise _refused(path, error) from None
+
+
+class _Modules(_Stripping):
+    passed = _Kept
+
+
+def read_module(path: Path | str) -> dict[str, Tensor]:
+    """Parameters and buffers, by dotted name, of a whole module that `torch.save` pickled; no class of it is loaded.
+
+    Raises:
+        ValueError: not such a file, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            tensors = dict(_members(_Modules(archive, _root(archive, path)).load(), ""))
+    except Exception as error:  # a hostile or damaged file can fail anywhere
+        raise _refused(path, error) from None
+    if not tensors:
+        raise ValueError(f"{path}: this pickle is not of a module with tensors")
+    return tensors
 
 
 def read_torchscript(path: Path | str) -> dict[str, Tensor]:
@@ -181,3 +210,15 @@ def _walk(value: Any, name: str):
     elif isinstance(value, _Bag):
         for key, part in (getattr(value, "state", None) or {}).items():
             yield from _walk(part, f"{name}.{key}" if name else str(key))
+
+
+def _members(module: Any, name: str):
+    """The tensors of a module that was never loaded, and of those in it."""
+    state = getattr(module, "state", None)
+    if isinstance(state, dict):
+        for kind in ("_parameters", "_buffers"):
+            for key, tensor in state.get(kind, {}).items():
+                if isinstance(tensor, Tensor):
+                    yield name + key, tensor
+        for key, part in state.get("_modules", {}).items():
+            yield from _members(part, f"{name}{key}.")

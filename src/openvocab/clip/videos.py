@@ -17,7 +17,6 @@ from openvocab.clip.weights import digests
 from openvocab.config import to_dict
 from openvocab.data.clips import ClipSource, video_files
 from openvocab.train import distributed
-from openvocab.train.config import GroupConfig
 
 
 class VideoModel(CLIPSystemModel, ABC):
@@ -85,12 +84,6 @@ def begin_looking(model: VideoModel, clips: ClipSource, how: Literal["features",
     if first:
         distributed.barrier(group)
     return look
-
-
-def reached(model: nn.Module, groups: tuple[GroupConfig, ...]) -> tuple[GroupConfig, ...]:
-    """The groups of parameters of which some are trained."""
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return tuple(g for g in groups if not g.prefixes or any(name.startswith(g.prefixes) for name in trained))
 
 
 def _device() -> torch.device:

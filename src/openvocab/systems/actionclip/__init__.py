@@ -29,13 +29,13 @@ from torch import Tensor
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.frames import Look, clip_batches
-from openvocab.clip.learning import LOG_SCALE_MAX
+from openvocab.clip.learning import LOG_SCALE_MAX, reached
 from openvocab.clip.measure import Labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.objectives import contrastive_loss, equal_label_loss
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
-from openvocab.clip.videos import begin_looking, reached
+from openvocab.clip.videos import begin_looking
 from openvocab.data.clips import ClipsConfig, ClipSource, Sampling, Wrapped, open_clips
 from openvocab.metrics.calibration import reliability
 from openvocab.metrics.classify import mean_per_class_recall, top_k_accuracy, top_k_credits

@@ -30,10 +30,10 @@ from openvocab.blocks.temporal import mean_pool
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.frames import clip_batches
-from openvocab.clip.learning import LOG_SCALE_MAX
+from openvocab.clip.learning import LOG_SCALE_MAX, reached
 from openvocab.clip.model import CLIP
 from openvocab.clip.objectives import contrastive_loss
-from openvocab.clip.videos import begin_looking, reached
+from openvocab.clip.videos import begin_looking
 from openvocab.data.clips import ClipsConfig, ClipSource, Sampling, open_clips
 from openvocab.metrics.retrieve import score_ranks, summarize_ranks
 from openvocab.shapes import Batch, Ids, Scalar
