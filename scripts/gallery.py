@@ -9,11 +9,13 @@ from PIL import Image, ImageDraw
 
 from openvocab import loading, systems
 from openvocab.blocks.projection import REALISTIC, Cameras, project
+from openvocab.clip.created import Pictures
 from openvocab.clip.regions import Detection
 from openvocab.data.annotated import open_source
 from openvocab.lab.overlay import depth_colours, label_colours
 from openvocab.lab.studies import clip4clip as watching
 from openvocab.lab.studies import depthclip as study
+from openvocab.lab.studies import unclip as painting
 from openvocab.lab.studies.clip_event import ARMS
 from openvocab.lab.study import Arm, trained
 from openvocab.storage import atomic_path
@@ -164,6 +166,36 @@ def clips(count: int = 6) -> Image.Image:
     return page.quantize(256)
 
 
+def unclip(zoom: int = 2) -> Image.Image:
+    """What unCLIP draws of words; variations of a picture, the way to a second one, words that turn it.
+
+    The first picture of the three lower rows is the one that they begin with.
+    """
+    model, drawn = painting.model(painting.UNCLIP), painting.pictures(0, 16)
+    prompts = [f"a {CLASSES[row]}" for row in range(0, 64, 9)]
+    first, second = (Image.fromarray(drawn.pictures[row].transpose(1, 2, 0)) for row in (0, 5))
+    thing, other = (CLASSES[row].split() for row in drawn.scenes.class_id[[0, 5], 0])
+    turned = [
+        model.text_diff(first, f"a {' '.join(thing)}", f"a {other[0]} {thing[1]}", theta / 10) for theta in range(7)
+    ]
+    rows = {
+        "words": [model.generate(prompts, seed=2), model.generate(prompts, seed=3)],
+        "variations": [model.variations(first, 7)],
+        "to another": [model.interpolate(first, second, 7)],
+        f"to {other[0]}": [Pictures(torch.cat([each.pixels_01 for each in turned]))],
+    }
+    lines = [(name, each.images()) for name, pictures in rows.items() for each in pictures]
+    lines = [(name, images if name == "words" else [first, *images]) for name, images in lines]
+    head, side = 90, 32 * zoom + GAP
+    page = Image.new("RGB", (head + 8 * side + GAP, len(lines) * side + GAP), "white")
+    for row, (name, images) in enumerate(lines):
+        ImageDraw.Draw(page).text((GAP, GAP + row * side + 10), name, "black", font_size=14)
+        for column, image in enumerate(images):
+            big = image.resize((32 * zoom, 32 * zoom), Image.Resampling.NEAREST)
+            page.paste(big, (head + column * side, GAP + row * side))
+    return page.quantize(256)
+
+
 def framed(found: Detection, picture: Image.Image) -> np.ndarray:
     """Boxes as lines of the colour of their class over a pale picture, the surest on top."""
     pale = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, "white"), 0.6)
@@ -218,6 +250,8 @@ def main() -> None:
     save("points.png", points())
     if all((arm.folder(0) / "model").exists() for arm in watching.HEADS.values()):
         save("clips.png", clips())
+    if (painting.UNCLIP.folder(0) / "model").exists():
+        save("unclip.png", unclip())
     if (study.FOG.folder(0) / "model").exists():
         save("depth.png", depth())
     one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)

@@ -34,6 +34,18 @@ from openvocab.world.scene import Holdout, WorldConfig
 PIXELS = PreprocessConfig(image_size=32, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
 """Of the generated world."""
 
+SEEN = (
+    "data.world.size_px=32",
+    "data.world.max_objects=2",
+    "data.world.share_single=0.8",
+    "data.world.share_word=0.15",
+    'data.world.styles=["clean","clean","sketch"]',
+    "data.world.colour_jitter=0.1",
+    "data.captions.place=0.4",
+    "data.captions.size=0.4",
+)
+"""Settings of a CLIP that pictures are made by: it tells sizes and places, and knows outlines and written words."""
+
 LOG_SCALE_MAX = 4.6052
 """Of the temperature of softmax models, ln 100 (section 2.5)."""
 T = TypeVar("T", bound=TextConfig | CBOWConfig | DecoderConfig)

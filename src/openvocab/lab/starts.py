@@ -1,28 +1,19 @@
 """What studies of several systems begin from: trainings that are kept, which actions clips show, what is drawn."""
 
+from openvocab.clip.learning import SEEN
 from openvocab.lab.study import Arm
 from openvocab.world.scene import quiet_world
 
 QUIET = quiet_world()
 """The world of systems that make pictures."""
 
-_SEEN = (
-    "data.world.size_px=32",
-    "data.world.max_objects=2",
-    "data.world.share_single=0.8",
-    "data.world.share_word=0.15",
-    'data.world.styles=["clean","clean","sketch"]',
-    "data.world.colour_jitter=0.1",
-    "data.captions.place=0.4",
-    "data.captions.size=0.4",
-)
-OPTIMISER = Arm(system="clip", settings=(*_SEEN, "fit.steps=3000"), seed=0)
+OPTIMISER = Arm(system="clip", settings=(*SEEN, "fit.steps=3000"), seed=0)
 """The CLIP that pictures are made or chosen by: a ResNet that has seen objects, their outlines and written words."""
 JUDGE = Arm(
     system="clip",
     size="dense",
     settings=(
-        *_SEEN,
+        *SEEN,
         "data.hard_negatives=none",
         "data.negatives=0",
         "model.image.image_size=32",

@@ -80,16 +80,16 @@ SIZES = {
         decoder=DecoderConfig(
             size_px=32,
             unet=UNetConfig(
-                channels=32,
+                channels=24,
                 multipliers=(1, 2),
                 depth=1,
                 attention=(1,),
-                head_dim=32,
+                head_dim=24,
                 context_dim=64,
                 groups=8,
                 patch=2,
             ),
-            process=DiffusionConfig(predicts="v"),
+            process=DiffusionConfig(predicts="x0"),
         ),
     ),
     "paper": UnCLIPConfig(
@@ -114,19 +114,6 @@ SIZES = {
 }
 """A run's CLIP is the one that it is given. What the paper's table does not say: heads of the CLIP, the width of the
 upsamplers' time, whether they learn their range."""
-
-DRAWN_BY = (
-    "data.world.size_px=32",
-    "data.world.max_objects=2",
-    "data.world.share_single=0.8",
-    "data.world.share_word=0.15",
-    'data.world.styles=["clean","clean","sketch"]',
-    "data.world.colour_jitter=0.1",
-    "data.captions.place=0.4",
-    "data.captions.size=0.4",
-    "fit.steps=3000",
-)
-"""The CLIP of `small`: one that tells sizes and places, and knows outlines and written words."""
 
 
 def build(config: UnCLIPConfig | str, clip: CLIP | None = None) -> UnCLIP:
@@ -189,7 +176,7 @@ class UnCLIPData:
 def recipe(size: str, source: str = "scenes") -> Recipe[UnCLIPConfig]:
     """The training run of a size; steps and batches of `paper` are those of its diffusion prior and of its decoder."""
     pairs = DataConfig(pairs=PairsConfig(source=source), batch_size=32, world=quiet_world())
-    data, fit = UnCLIPData(pairs=pairs), FitConfig(steps=2000, ema_decay=0.995, checkpoint_every_steps=250)
+    data, fit = UnCLIPData(pairs=pairs), FitConfig(steps=2400, ema_decay=0.995, checkpoint_every_steps=100)
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, schedule="linear")
     if size == "tiny":
         pairs = replace(pairs, num_scenes=64, batch_size=16)
@@ -200,7 +187,8 @@ def recipe(size: str, source: str = "scenes") -> Recipe[UnCLIPConfig]:
         data = UnCLIPData(pairs=pairs, prior_steps=600_000, prior_batch_size=4096, upsampler_steps=1_000_000)
         optim = OptimConfig(lr=1.2e-4, betas=(0.9, 0.999), weight_decay=0.06, schedule="constant")
         fit = FitConfig(steps=800_000, ema_decay=0.9999, precision="bfloat16")
-    return Recipe(model=SIZES[size], data=data, optim=optim, fit=fit, groups=(GroupConfig(prefixes=("decoder.",)),))
+    decoder = GroupConfig(prefixes=("decoder.",), optim=None if size == "paper" else replace(optim, lr=2e-3))
+    return Recipe(model=SIZES[size], data=data, optim=optim, fit=fit, groups=(decoder,))
 
 
 def prepare(
@@ -334,6 +322,6 @@ SYSTEM = System(
     open=lambda source: learning.open_test(PairsConfig(source=source)),
     example=example,
     load=load,
-    init=("clip", "small", "scenes", *DRAWN_BY),
+    init=("clip", "small", "scenes", *learning.SEEN, "fit.steps=3000"),
     minutes={"small": 12.0},
 )

@@ -20,7 +20,7 @@ from openvocab.clip.engine import Picture, evaluating, read_pixels
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig, normalize
 from openvocab.clip.saved import CLIPSystemModel
-from openvocab.clip.vocabulary import words_of
+from openvocab.clip.vocabulary import unseen_words
 from openvocab.progress import warn
 from openvocab.shapes import Embeds, Scalar, Tokens
 from openvocab.systems.unclip.prior import (
@@ -230,15 +230,9 @@ class UnCLIP(CLIPSystemModel):
         return Caption(F.normalize(embed, dim=1) if self.config.unit else embed, features.tokens, said)
 
     def null(self, rows: int) -> Caption:
-        """The empty text, which stands for no text, as often as there are rows."""
-        if self.tokenizer is None:
-            text = self.config.clip.text
-            assert isinstance(text, TextConfig)
-            ids = torch.tensor([[text.end_id - 1, text.end_id]])
-        else:
-            ids = self.tokenizer([""], self.config.clip.text.context_length)
-            ids = ids[:, : int(spoken(ids, self.config.clip.text.end_id).sum())]  # type: ignore[union-attr]
-        return self.read(ids.to(self.device)).repeated(rows)
+        """The empty text (start and end), which stands for no text, as often as there are rows."""
+        end_id = self.config.clip.text.end_id  # type: ignore[union-attr]
+        return self.read(torch.tensor([[end_id - 1, end_id]], device=self.device)).repeated(rows)
 
     def captions(self, prompts: Sequence[str]) -> Caption:
         """Prompts, checked.
@@ -248,11 +242,8 @@ class UnCLIP(CLIPSystemModel):
         """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError("empty prompt: say what the picture shows")
-        known = set((self.clip.trained_on or {}).get("words") or ())
-        words = dict.fromkeys(word for prompt in prompts for word in words_of(prompt))
-        unseen = [word for word in words if word not in known]
-        if known and unseen:
-            warn(f"never seen in training: {', '.join(unseen)}")
+        if unseen := unseen_words(self.trained_on, prompts):
+            warn(f"{self.name} never read in training: {', '.join(unseen)}")
         tokens = self.clip.tokenize(list(prompts)).to(self.device)
         with evaluating(self):
             return self.read(tokens)
@@ -351,27 +342,21 @@ class UnCLIP(CLIPSystemModel):
     ) -> Pictures:
         """Other pictures with the same z_i: at eta = 0 the picture itself, with more the less of it."""
         image, noise = self.invert(picture, steps=steps)
-        generator = torch.Generator().manual_seed(seed)
-        sampler = DDIM(self.decoder.process, eta)
-        many = image.expand(num, -1), None, noise.expand(num, -1, -1, -1)
-        found = self.paint(*many, guidance=guidance if eta else 1.0, steps=steps, sampler=sampler, generator=generator)
-        return self._finished(found, generator)
+        many = image.expand(num, -1), noise.expand(num, -1, -1, -1)
+        return self._again(*many, steps, seed, eta=eta, guidance=guidance if eta else 1.0)
 
     def interpolate(self, a: Picture, b: Picture, num: int = 5, *, steps: int = 50) -> Pictures:
         """`num` pictures from one to the other: z_i and the noise go along circles."""
         (image_a, noise_a), (image_b, noise_b) = self.invert(a, steps=steps), self.invert(b, steps=steps)
         shares = [step / max(1, num - 1) for step in range(num)]
-        image = torch.cat([slerp(image_a, image_b, share) for share in shares])
-        noise = torch.cat([slerp(noise_a, noise_b, share) for share in shares])
-        found = self.paint(image, None, noise, steps=steps, sampler=DDIM(self.decoder.process))
-        return self._finished(found, torch.Generator().manual_seed(0))
+        ways = (image_a, image_b), (noise_a, noise_b)
+        image, noise = (torch.cat([slerp(*way, share) for share in shares]) for way in ways)
+        return self._again(image, noise, steps)
 
     def text_diff(self, picture: Picture, before: str, after: str, theta: float = 0.35, *, steps: int = 50) -> Pictures:
         """The picture with its z_i turned, by the share `theta`, to what `after` says and `before` does not."""
         image, noise = self.invert(picture, steps=steps)
-        turned = self.turned(image, before, after, theta)
-        found = self.paint(turned, None, noise, steps=steps, sampler=DDIM(self.decoder.process))
-        return self._finished(found, torch.Generator().manual_seed(0))
+        return self._again(self.turned(image, before, after, theta), noise, steps)
 
     def turned(self, image: Embeds, before: str, after: str, theta: float) -> Embeds:
         """slerp(z_i, (z_t - z_t0) / |z_t - z_t0|, theta), as long as z_i."""
@@ -394,6 +379,14 @@ class UnCLIP(CLIPSystemModel):
     @property
     def device(self) -> torch.device:
         return self.clip.logit_scale.device
+
+    def _again(
+        self, image: Embeds, noise: Pixels, steps: int, seed: int = 0, *, eta: float = 0.0, guidance: float = 1.0
+    ) -> Pictures:
+        """Pictures of these embeddings, of no words, from noise that inversion gave."""
+        sampler, generator = DDIM(self.decoder.process, eta), torch.Generator().manual_seed(seed)
+        found = self.paint(image, None, noise, guidance=guidance, steps=steps, sampler=sampler, generator=generator)
+        return self._finished(found, generator)
 
     def _finished(self, pixels: Pixels, generator: torch.Generator) -> Pictures:
         with evaluating(self):
