@@ -16,17 +16,18 @@ Views = Float[Tensor, "view 3 3"]
 
 
 def warp(
-    images: Float[Tensor, "image channel height width"], views: Views, size_px: int, fill: float = 1.0
+    images: Float[Tensor, "image channel height width"], views: Views, size_px: int, fill: tuple[float, ...] = (1.0,)
 ) -> Float[Tensor, "seen channel {size_px} {size_px}"]:
     """Every view of every picture, all pictures of the first view first; bilinear, `fill` outside of the picture."""
+    outside = images.new_tensor(fill).view(-1, 1, 1)
     at = (torch.arange(size_px, device=images.device, dtype=images.dtype) * 2 + 1) / size_px - 1
     y, x = torch.meshgrid(at, at, indexing="ij")
     places = torch.stack([x, y, torch.ones_like(x)]).flatten(1)
     across, down, depth = (views.to(images) @ places).unbind(1)
     grid = torch.stack([across / depth, down / depth], -1).view(len(views), size_px, size_px, 2)
-    every = (images - fill).repeat(len(views), 1, 1, 1)
+    every = (images - outside).repeat(len(views), 1, 1, 1)
     seen = F.grid_sample(every, grid.repeat_interleave(len(images), 0), align_corners=False)
-    return seen + fill
+    return seen + outside
 
 
 def whole(count: int) -> Views:

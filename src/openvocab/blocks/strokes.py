@@ -24,6 +24,7 @@ Radii = Float[Tensor, "drawing stroke"]
 Colours = Float[Tensor, "drawing stroke 4"]
 """Red, green, blue and opacity, from 0 to 1."""
 Segments = Int[Tensor, "drawing stroke"]
+RGB = tuple[float, float, float]
 
 _SAMPLES = 32
 _NEWTON_STEPS = 3
@@ -40,7 +41,7 @@ def render(
     *,
     segments: Segments | None = None,
     softness_px: float = 1.0,
-    background: float = 1.0,
+    background: RGB = (1.0, 1.0, 1.0),
 ) -> Float[Tensor, "drawing 3 height width"]:
     """Several drawings at once, each of the same number of strokes, later ones on top.
 
@@ -178,15 +179,16 @@ def _over(
     coverage: Float[Tensor, "tile layer pixel"],
     layers: Int[Tensor, "tile layer"],
     colours: Colours | None,
-    background: float,
+    background: RGB,
 ) -> Float[Tensor, "tile 3 pixel"]:
     """Layers over each other from the top: each is seen through what those above it leave."""
+    ground = coverage.new_tensor(background)[:, None]
     if colours is None:
-        return (background * (1 - coverage).prod(1, keepdim=True)).expand(-1, 3, -1)
+        return ground * (1 - coverage).prod(1, keepdim=True)
     paint = torch.cat([colours.flatten(0, 1), colours.new_zeros(1, 4)])[layers]
     opacity = coverage * paint[..., 3:]
     through = F.pad((1 - opacity).cumprod(1), (0, 0, 1, 0), value=1.0)
-    return paint[..., :3].transpose(1, 2) @ (opacity * through[:, :-1]) + background * through[:, -1:]
+    return paint[..., :3].transpose(1, 2) @ (opacity * through[:, :-1]) + ground * through[:, -1:]
 
 
 def _fold(tiles: Float[Tensor, "tile 3 pixel"], size_px: tuple[int, int]) -> Float[Tensor, "drawing 3 height width"]:

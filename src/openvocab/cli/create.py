@@ -31,6 +31,37 @@ def draw(
 
 
 @app.command()
+def sketch(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    out: Svg,
+    model: Model = None,
+    thing: Annotated[str | None, typer.Option(help="What to draw of the picture; found by the same CLIP.")] = None,
+    mask: Annotated[str | None, typer.Option(help="A picture of the same size, white where to draw.")] = None,
+    similarity: Annotated[float | None, typer.Option(help="As few strokes as reach this cosine.")] = None,
+    seed: Seed = 0,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Sketches a picture in a few strokes; any CLIP can."""
+    if thing and mask:
+        raise typer.BadParameter("what to draw is named or masked, not both", param_hint="--thing")
+    artist = _artist("clipasso", model, settings)
+    import numpy as np
+
+    from openvocab import systems
+    from openvocab.data.decode import decode
+
+    kept = None
+    if thing:
+        words = [thing, "the background"]
+        kept = systems.get("maskclip").build("tiny", artist.clip).segment(picture, words).masks[0].numpy()
+    elif mask:
+        kept = np.array(decode(mask).convert("L")) > 127
+    drawing = artist.sketch(picture, mask=kept, similarity=similarity, seed=seed)
+    _write(drawing, out, {"picture": picture, "seed": seed}, as_json)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the pictures should show.")],
     out: Annotated[Path, typer.Option(help="A folder for the pictures: 0.png, 1.png, ...")],

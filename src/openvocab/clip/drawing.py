@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openvocab.blocks.strokes import Colours, Points, Radii, Segments, render
+from openvocab.blocks.strokes import RGB, Colours, Points, Radii, Segments, render
 from openvocab.blocks.svg import Paths, to_svg
 from openvocab.clip.created import Drawing
 from openvocab.clip.model import CLIP
@@ -36,7 +36,8 @@ class Strokes(nn.Module):
     Parameters are `points` (in `parts` of the strokes, each perhaps of a stage of its own), `radii` and `colours`.
 
     Args:
-        colours: None is black, for good.
+        colours: without them all strokes are of one `ink`, and their widths stay too.
+        paper: what shows where no stroke is.
     """
 
     def __init__(
@@ -46,10 +47,13 @@ class Strokes(nn.Module):
         size_px: tuple[int, int],
         colours: Colours | None = None,
         segments: Segments | None = None,
+        *,
+        ink: RGB = (0.0, 0.0, 0.0),
+        paper: RGB = (1.0, 1.0, 1.0),
         parts: int = 1,
     ):
         super().__init__()
-        self.size_px = size_px
+        self.size_px, self.ink, self.paper = size_px, ink, paper
         self.points = nn.ParameterList(part.clone() for part in points.tensor_split(parts, dim=1))
         self.radii = nn.Parameter(radii_px, requires_grad=colours is not None)
         self.colours = None if colours is None else nn.Parameter(colours)
@@ -58,19 +62,24 @@ class Strokes(nn.Module):
         self.register_buffer("segments", whole if segments is None else segments)
 
     def forward(self, parts: int | None = None) -> Canvas:
-        """What every start looks like, on white; with the first of its parts alone if so many are given."""
+        """What every start looks like; with the first of its parts alone if so many are given."""
         points = torch.cat(list(self.points)[:parts], 1)
         rows = slice(points.shape[1])
-        colours = None if self.colours is None else self.colours[:, rows]
-        return render(points, self.radii[:, rows], self.size_px, colours, segments=self.segments[:, rows])
+        radii, segments = self.radii[:, rows], self.segments[:, rows]
+        if self.colours is not None:
+            colours = self.colours[:, rows]
+            return render(points, radii, self.size_px, colours, segments=segments, background=self.paper)
+        ink = points.new_tensor(self.ink).view(3, 1, 1)
+        contrast = (self.paper[0] - self.ink[0], self.paper[1] - self.ink[1], self.paper[2] - self.ink[2])
+        return ink + render(points, radii, self.size_px, segments=segments, background=contrast)
 
     @torch.no_grad()
     def drawing(self, start: int) -> Drawing:
         """One of the starts, as what is to be kept."""
         points = torch.cat(list(self.points), 1)[start].cpu()
-        black = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(len(points), 4)
-        colours = black if self.colours is None else self.colours[start].cpu()
-        paths = Paths(points, self.radii[start].cpu(), colours, self.segments[start].cpu(), self.size_px)
+        ink = torch.tensor([*self.ink, 1.0]).expand(len(points), 4)
+        colours = ink if self.colours is None else self.colours[start].cpu()
+        paths = Paths(points, self.radii[start].cpu(), colours, self.segments[start].cpu(), self.size_px, self.paper)
         return Drawing(to_svg(paths), self()[start].cpu().clamp(0, 1))
 
 
@@ -163,12 +172,13 @@ def prompts(clip: CLIP, texts: Sequence[str]) -> TextEmbeds:
     return asked.embeds.to(clip.logit_scale.device)
 
 
-def seen(clip: CLIP, canvas: Canvas) -> Float[Tensor, "drawing 3 size size"]:
-    """Canvases as squares of the size that a CLIP reads, what is missing white."""
+def seen(clip: CLIP, canvas: Canvas, paper: RGB = (1.0, 1.0, 1.0)) -> Float[Tensor, "drawing 3 size size"]:
+    """Canvases as squares of the size that a CLIP reads, on paper."""
     height, width = canvas.shape[2:]
     side, size = max(height, width), clip.preprocessing.image_size
     left, top = (side - width) // 2, (side - height) // 2
-    square = F.pad(canvas, (left, side - width - left, top, side - height - top), value=1.0)
+    ground = canvas.new_tensor(paper).view(3, 1, 1)
+    square = F.pad(canvas - ground, (left, side - width - left, top, side - height - top)) + ground
     if side == size:
         return square
     return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from openvocab.blocks.cutouts import crops, perspective, warp
+from openvocab.blocks.strokes import RGB
 from openvocab.clip.created import Drawing
 from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.drawing import PLAIN, UNIT, Canvas, Strokes, best, frozen, normalised, optimise, prompts, seen
@@ -50,6 +51,7 @@ class CLIPDrawConfig:
     steps: int = 250
     starts: int = 1
     long_side_px: int | None = None
+    paper: RGB = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         for name, least in (("strokes", 0), ("views", 0), ("steps", 1), ("starts", 1), ("most_segments", 1)):
@@ -106,7 +108,9 @@ class CLIPDraw(nn.Module):
                     preview=preview,
                 )
         with frozen(self.clip):
-            return strokes.drawing(best(strokes, lambda canvas: self.value(seen(self.clip, canvas), batch)))
+            return strokes.drawing(
+                best(strokes, lambda canvas: self.value(seen(self.clip, canvas, config.paper), batch))
+            )
 
     def begin(self, seed: int) -> Strokes:
         """Random paths of random colours."""
@@ -118,7 +122,7 @@ class CLIPDraw(nn.Module):
         radii = torch.full(shape, config.radius_px)
         colours = torch.rand(*shape, 4, generator=rng)
         scale = side / UNIT
-        strokes = Strokes(points * scale, radii * scale, (side, side), colours, segments)
+        strokes = Strokes(points * scale, radii * scale, (side, side), colours, segments, paper=config.paper)
         return strokes.to(self.clip.logit_scale.device)
 
     def groups(self, strokes: Strokes) -> tuple[GroupConfig, ...]:
@@ -140,11 +144,11 @@ class CLIPDraw(nn.Module):
 
     def loss(self, strokes: Strokes, batch: Batch) -> dict[str, Tensor]:
         """L, of all starts together: none knows of the others."""
-        config, pictures = self.config, seen(self.clip, strokes())
+        config, pictures = self.config, seen(self.clip, strokes(), self.config.paper)
         views = pictures
         if config.views:
             chosen = perspective(config.views, config.distortion) @ crops(config.views, config.crop)
-            views = warp(pictures, chosen, pictures.shape[-1])
+            views = warp(pictures, chosen, pictures.shape[-1], config.paper)
         return {"loss": -self.value(views, batch).sum()}
 
     def value(self, pictures: Tensor, batch: Batch) -> Tensor:

@@ -33,7 +33,7 @@ def test_a_perspective_keeps_lines_straight_and_shows_the_fill_outside(rng):
     """A ramp is sampled at the places that the homography gives, to the bilinear error of its kink-free inside."""
     ramp = (torch.arange(64) * 2 + 1).view(1, 1, 1, 64) / 64 - 1
     view = cutouts.perspective(1, 0.5, generator=rng)
-    seen = cutouts.warp(ramp.expand(1, 1, 64, 64), view, 32, fill=5.0)[0, 0]
+    seen = cutouts.warp(ramp.expand(1, 1, 64, 64), view, 32, fill=(5.0,))[0, 0]
     at = (torch.arange(32) * 2 + 1) / 32 - 1
     places = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(-1, 2)
     source = mapped(view, places)[0].view(32, 32, 2)

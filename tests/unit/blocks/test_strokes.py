@@ -159,9 +159,10 @@ def test_coverage_against_resvg(size, rng):
 
 def test_svg_and_back(rng):
     points, radii, colours, segments = (value[0].float() for value in paths(rng, segment=3))
-    drawn = Paths(points, radii, colours, segments.long(), (24, 20))
+    drawn = Paths(points, radii, colours, segments.long(), (24, 20), (0.25, 1.0, 0.5))
     again = from_svg(to_svg(drawn))
     assert again.size_px == (24, 20)
+    assert again.paper == (0.25, 1.0, 0.5)
     assert torch.equal(again.segments, drawn.segments)
     for row, count in enumerate(again.segments.tolist()):
         kept = slice(3 * count + 1)
@@ -180,6 +181,7 @@ HEAD = '<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8">'
         ("<svg", "not well-formed"),
         ("<html/>", "the outermost element is 'html'"),
         (f'{HEAD}<circle r="3"/></svg>', "element 'circle'"),
+        (f'{HEAD}<rect fill="white"/></svg>', "fill 'white'"),
         (f'{HEAD}<path d="M 1 1 L 2 2" stroke="rgb(0%, 0%, 0%)"/></svg>', "path 'M 1 1 L 2 2'"),
         (f'{HEAD}<path d="m 1 1 c 2 2 3 3 4 4" stroke="rgb(0%, 0%, 0%)"/></svg>', "path 'm 1 1 c"),
         (f'{HEAD}<path d="M 1 1 C 2 2 3 3 4 4" stroke="black"/></svg>', r"stroke 'black'; expected rgb\(r%"),
