@@ -119,14 +119,11 @@ def _artist(system: str, model: str | None, settings: list[str] | None) -> Any:
 
 
 def _write(drawing: "Drawing", out: Path, about: dict[str, Any], as_json: bool) -> None:
-    from PIL import Image
-
     from openvocab import storage
+    from openvocab.clip.created import Pictures
 
     if out.suffix.lower() != ".svg":
         raise ValueError(f"--out {out}: a drawing is an .svg file")
-    shown = out.with_suffix(".png")
     storage.write_text(out, drawing.svg)
-    with storage.atomic_path(shown) as path:
-        Image.fromarray((drawing.pixels_01.permute(1, 2, 0) * 255).round().byte().numpy()).save(path, "PNG")
+    (shown,) = Pictures(drawing.pixels_01[None]).save(out.parent, [out.stem])
     show(about | {"svg": str(out), "png": str(shown)}, as_json, f"{out}\n{shown}")
