@@ -199,6 +199,25 @@ def test_segment_writes_files_that_other_tools_open(tmp_path, capsys):
     assert "none.png" in capsys.readouterr().err
 
 
+def test_explain_shows_where_and_which_words(tmp_path, capsys):
+    picture = Image.new("RGB", (48, 32), "gray")
+    picture.paste((224, 26, 31), (2, 10, 14, 22))
+    picture.save(tmp_path / "two.png")
+    line = ["explain", str(tmp_path / "two.png"), "a red square", "--model", "demo", "--json"]
+    assert run([*line, "--labels", "a blue ring,a green bar", "--out", str(tmp_path / "out")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    x, y = found["peak_xy_px"]
+    assert x < 20
+    assert 6 <= y < 26
+    assert list(found["words"]) == ["a", "red", "square"]
+    with Image.open(found["relevance"]) as shown:
+        assert shown.size == (48, 32)
+    with np.load(found["map"]) as maps:
+        assert maps["map"].shape == (32, 48)
+    assert run([*line[:2], " ", *line[3:]]) == 1
+    assert "the text is empty" in capsys.readouterr().err
+
+
 def test_depth_writes_a_picture_and_metres(tmp_path, capsys):
     Image.new("RGB", (50, 34), "red").save(tmp_path / "red.png")
     line = ["depth", str(tmp_path / "red.png"), "--model", "demo"]

@@ -146,6 +146,33 @@ def segment(
 
 
 @app.command()
+def explain(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    text: Annotated[str, typer.Argument(help="A sentence.")],
+    model: Model = None,
+    others: Annotated[str, typer.Option("--labels", help="What else it might be: names by commas, or a file.")] = "",
+    out: Annotated[Path | None, typer.Option(help="A folder for relevance.png, over the picture, and .npz.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Shows where a picture shows what a text says, and which words count; any CLIP can."""
+    source = chosen_model(model)
+    from openvocab import loading
+    from openvocab.clip import relevance
+    from openvocab.lab import overlay
+
+    clip = loading.load(source)
+    found = relevance.explain(clip, picture, text, [names[0] for names in read_names(others)] if others else ())
+    files = overlay.write_relevance(found.map, picture, out) if out else {}
+    y, x = divmod(int(found.map.argmax()), found.map.shape[1])
+    result = {"picture": picture, "text": text, "score": found.score, "words": dict(found.words), "peak_xy_px": [x, y]}
+    lines = [
+        f"{text!r} fits with {found.score:.3f}, most at ({x}, {y}); without a word it loses",
+        table(dict(found.words)),
+    ]
+    show(result | files, as_json, "\n".join([*lines, *files.values()]))
+
+
+@app.command()
 def depth(
     picture: Annotated[str, typer.Argument(help="A picture.")],
     model: Model = None,
@@ -260,7 +287,7 @@ def events(
         lines.append(f"{row['score']:6.1%}  {row['event']}")
         lines += [f"{'':8}{r['role']} {r['label']}  {[round(x, 1) for x in r['box_xyxy_px']]}" for r in row["roles"]]
     note = ["the caption tells no event, the picture answers alone"] if caption and not found.told else []
-    note += ["places are approximate: windows, no boxes were given"] if found.approximate else []
+    note += ["places are approximate: no boxes were given, these matter most to the words"] if found.approximate else []
     result = {"picture": picture, "events": rows, "approximate": found.approximate, "told": str(found.told or "")}
     show(
         {**result, "model": {"name": opened.name, "fingerprint": opened.fingerprint}}, as_json, "\n".join(lines + note)

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from openvocab import storage
 from openvocab.clip.dense import NONE, Segmentation
 from openvocab.clip.regions import Detection
+from openvocab.data.decode import decode, to_rgb
 from openvocab.lab import label_studio
 from openvocab.metrics.depth import DepthM
 
@@ -48,6 +50,20 @@ def write_depth(depth_m: DepthM, out: Path) -> dict[str, str]:
     draw.text((2, height + 15), f"{near:.2f} m", "black", font)
     draw.text((canvas.width - 2, height + 15), f"{far:.2f} m", "black", font, anchor="ra")
     return _pictures({"depth": canvas}, out) | {"metres": str(out / "depth.npz")}
+
+
+def write_relevance(map: Float[Tensor, "height width"], picture: Any, out: Path) -> dict[str, str]:
+    """`relevance.png`: the picture, dark where nothing speaks for the text; `relevance.npz`, which holds `map`."""
+    with storage.atomic_path(out / "relevance.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, map=map.numpy())
+    return _pictures({"relevance": lit(picture, map)}, out) | {"map": str(out / "relevance.npz")}
+
+
+def lit(picture: Any, map: Float[Tensor, "height width"]) -> Image.Image:
+    """The picture where a map is high, a quarter as bright where it is not positive."""
+    pixels = np.asarray(to_rgb(picture if isinstance(picture, Image.Image) else decode(picture)), np.float32)
+    light = 0.25 + 0.75 * (map / map.max().clamp_min(1e-6)).clamp(0, 1).numpy()[..., None]
+    return Image.fromarray((pixels * light).round().astype(np.uint8))
 
 
 def depth_colours(

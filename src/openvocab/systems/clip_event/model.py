@@ -19,6 +19,7 @@ from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.clip.model import CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.regions import Detection, crop_embeds
+from openvocab.clip.relevance import relevance, spots, whole
 from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.decode import decode
@@ -39,8 +40,6 @@ There = Bool[Tensor, "image _"]
 
 _FILLERS_EACH = 3
 """Words of a role that are tried in sentences, those that some region shows best."""
-_WINDOWS = ((1.0, 1), (0.6, 3), (0.4, 4))
-"""Where nothing is boxed: sides as shares of the picture's, and how many windows there are along each side."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +80,7 @@ class Events:
     Fields:
         scores: probabilities among these types.
         roles: those of each type that somebody plays.
-        approximate: no boxes were given, the places are windows.
+        approximate: no boxes were given, the places are where hiding the picture hurts the words most.
         told: the caption's event, where one was given and tells one.
     """
 
@@ -138,14 +137,15 @@ class CLIPEvent(CLIPSystemModel):
 
         Args:
             caption: its event and its participants are looked for; where it tells none the picture answers alone.
-            boxes: of objects, or what a detector found; without them windows of the picture are looked at.
+            boxes: of objects, or what a detector found; without them the places that matter most to the words are.
             most: types that are filled and given.
         """
         image = picture if isinstance(picture, Image.Image) else decode(picture)
         ontology = ontology or read_ontology(self.config.ontology)
         told = extract(caption, ontology, spacy_model()) if caption else None
         found = boxes.boxes_xyxy_px if isinstance(boxes, Detection) else boxes
-        places = windows(*image.size) if found is None else found.float()
+        words = list(told.event.roles.values()) if told else list(ontology.fillers)
+        places = self._spots(image, words) if found is None else found.float()
         if told:
             return self._located(image, told, places, ontology, most, found is None)
         seen = embed_images(self.clip, image)
@@ -166,6 +166,16 @@ class CLIPEvent(CLIPSystemModel):
         return Events(
             tuple(ways[row][0].name for row in rows), scores, tuple(ways[row][1] for row in rows), found is None
         )
+
+    def _spots(self, image: Image.Image, words: list[str]) -> Boxes:
+        """For each word the place that speaks for it rather than for the others (`clip.relevance`)."""
+        if not words:
+            return torch.empty(0, 4)
+        texts = embed_texts(self.clip, [f"a {word}" for word in words])
+        texts = texts - texts.mean(0) if len(words) > 1 else texts
+        maps = relevance(self.clip, whole(self.clip, image), texts)
+        rows, cols = maps.shape[1:]
+        return spots(maps) * torch.tensor([image.width / cols, image.height / rows] * 2)
 
     def _chances(
         self, image: Image.Image, boxes: Boxes | Detection | None, places: Boxes, ontology: Ontology
@@ -212,15 +222,6 @@ def _ways(
         choices.append([None, *sure[:_FILLERS_EACH]])
     found = [tuple(each for each in chosen if each) for chosen in product(*choices)]
     return [way for way in found if len({each.box_xyxy_px for each in way}) == len(way)]
-
-
-def windows(width: int, height: int) -> Boxes:
-    """Squarish parts of a picture, large and small, that overlap."""
-    found = []
-    for share, count in _WINDOWS:
-        steps = [place * (1 - share) / max(1, count - 1) for place in range(count)]
-        found += [(x, y, x + share, y + share) for y in steps for x in steps]
-    return torch.tensor(found) * torch.tensor([width, height, width, height])
 
 
 def _covered(
