@@ -44,8 +44,8 @@ _SMALL = DALLEConfig(
     rows=8,
     cols=8,
     image_size=32,
-    dim=192,
-    heads=6,
+    dim=128,
+    heads=4,
     layers=openai_layers(6),
     kernel=3,
 )
