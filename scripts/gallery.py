@@ -10,10 +10,12 @@ from PIL import Image, ImageDraw
 from openvocab import loading, systems
 from openvocab.blocks.projection import REALISTIC, Cameras, project
 from openvocab.clip.created import Pictures
+from openvocab.clip.ranking import rank
 from openvocab.clip.regions import Detection
 from openvocab.data.annotated import open_source
 from openvocab.lab.overlay import depth_colours, label_colours
 from openvocab.lab.studies import clip4clip as watching
+from openvocab.lab.studies import dalle as drawing
 from openvocab.lab.studies import depthclip as study
 from openvocab.lab.studies import unclip as painting
 from openvocab.lab.studies.clip_event import ARMS
@@ -196,6 +198,25 @@ def unclip(zoom: int = 2) -> Image.Image:
     return page.quantize(256)
 
 
+def generated(prompts: int = 6, shown: int = 8, zoom: int = 2) -> Image.Image:
+    """A row for each prompt, new pairs of words marked: the best of 16 that DALL-E drew, in the order of a CLIP."""
+    model = loading.load(trained(drawing.DRAWER, 0) / "model")
+    clip, rows, texts = loading.load(trained(drawing.OPTIMISER, 0) / "model"), [], []
+    for split, mark in {"seen": "", "held-out": "  (new)"}.items():
+        said = [each.text for each in drawing.asked(split)[1][:prompts]]
+        made = model.generate(said, drawing.NUM).pixels_01.unflatten(0, (prompts, -1))
+        for text, pictures in zip(said, made):
+            rows.append(pictures[rank(clip, Pictures(pictures), text).order[:shown]])
+            texts.append(text + mark)
+    pictures = sheet((torch.cat(rows) * 255).round().byte().numpy(), shown, zoom)
+    page = Image.new("RGB", (pictures.width + 350, pictures.height), "white")
+    page.paste(pictures, (350, 0))
+    for number, text in enumerate(texts):
+        place = (8, (GAP + number * (model.config.image_size + GAP)) * zoom + 24)
+        ImageDraw.Draw(page).text(place, text, "black", font_size=14)
+    return page.quantize(256)
+
+
 def framed(found: Detection, picture: Image.Image) -> np.ndarray:
     """Boxes as lines of the colour of their class over a pale picture, the surest on top."""
     pale = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, "white"), 0.6)
@@ -254,6 +275,8 @@ def main() -> None:
         save("unclip.png", unclip())
     if (study.FOG.folder(0) / "model").exists():
         save("depth.png", depth())
+    if (drawing.DRAWER.folder(0) / "model").exists():
+        save("generated.png", generated())
     one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)
     films = draw_radiographs(len(one_each), seed=5)
     everything = {"left": np.ones_like(one_each), "large": np.ones_like(one_each)}
