@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from openvocab import loading
+from openvocab import loading, systems
 from openvocab.blocks.sampling import guide
 from openvocab.blocks.sparse import Pattern, keys_of
 from openvocab.cli import run
 from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.data.order import Order
 from openvocab.data.scenes import open_scenes
+from openvocab.lab.training import train_system
 from openvocab.systems import dalle as system
 from openvocab.systems.dalle.model import DALLEConfig, without_words
 from openvocab.systems.dalle.samples import Captioned, DALLEData, codes_of, open_test, rows_of
@@ -316,3 +317,23 @@ def test_what_the_verb_cannot_make(arguments, named, tmp_path, capsys, monkeypat
     assert run([*arguments, "--out", str(tmp_path / "made")]) == 1
     assert named in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
+
+
+def test_a_run_trains_on_an_autoencoder_is_measured_and_comes_back_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENVOCAB_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    autoencoders = systems.get("autoencoders")
+    config = autoencoders.sizes["dvae-tiny"]
+    coder = autoencoders.build(replace(config, network=replace(config.network, groups=4)))
+    coder.save(tmp_path / "coder")
+    settings = ["fit.steps=3", "data.batch_size=4", "data.num_scenes=40", "data.captions_per_scene=2"]
+    train_system("dalle", tmp_path / "run", size="tiny", init=str(tmp_path / "coder"), settings=settings)
+    model = loading.load(tmp_path / "run")
+    assert (model.config.rows, model.config.num_codes) == (4, 16)
+    assert model.trained_on["autoencoder"] == model.coder.fingerprint == coder.fingerprint
+    assert {"red", "circle"} <= set(model.trained_on["words"])
+    assert not any(weight.requires_grad for weight in model.coder.parameters())
+    assert model.generate("a red circle", seed=1).pixels_01.shape == (1, 3, 32, 32)
+    assert system.evaluate(model, open_test("scenes:4"))["image_nll"] == pytest.approx(math.log(16), rel=0.2)
+    with pytest.raises(ValueError, match="writes the codes of a dVAE or VQGAN, a Autoencoder has none"):
+        system.build("tiny", autoencoders.build("vae-tiny"))
