@@ -22,7 +22,7 @@ from openvocab.world.scene import Scenes, draw_scenes
 
 DRAWER = Arm(system="dalle")
 SPLITS = {"seen": "train", "held-out": "held_out"}
-PROMPTS, NUM = 200, 16
+PROMPTS, NUM = 100, 16
 ATTRIBUTES = ("colour", "shape", "size", "place", "joint")
 CHANCE = 1 / 64
 """Of a colour and a shape together."""
