@@ -186,9 +186,9 @@ def test_what_cannot_be_drawn_is_said(prompt, options, message):
 def test_unknown_words_are_told(capsys, monkeypatch):
     monkeypatch.delenv("OPENVOCAB_QUIET", raising=False)
     model = model_of()
-    model.clip.trained_on = {"words": ["a", "red", "circle"]}
+    model.trained_on = {"words": ["a", "red", "circle"]}
     model.captions(["a red zebra"])
-    assert "never seen in training: zebra" in capsys.readouterr().err
+    assert "never read in training: zebra" in capsys.readouterr().err
     model.captions(["a red circle"])
     assert capsys.readouterr().err == ""
 

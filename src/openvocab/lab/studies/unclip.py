@@ -37,8 +37,8 @@ AUTOREGRESSIVE = UNCLIP.but(
 )
 """The other prior, without a decoder of its own."""
 _STREAM = TEST_SEED + 300
-_EACH, _STEPS, _GUIDANCE, _AT_ONCE = 128, 20, 2.0, 64
-_EDITED, _FINE = 64, 50
+_EACH, _STEPS, _GUIDANCE, _AT_ONCE = 96, 20, 2.0, 64
+_EDITED, _FINE = 32, 50
 _THETAS = (0.15, 0.25, 0.35, 0.5, 0.65)
 _MANY = 512
 """Pictures among which a prior's embedding is looked for."""
@@ -61,7 +61,7 @@ def pictures(seed: int, each: int = _EACH) -> ScenePairs:
 
 
 def embeds_of(unclip: UnCLIP, shown: UInt8[np.ndarray, "scene 3 size size"]) -> Embeds:
-    return torch.cat([unclip.look(torch.from_numpy(part.copy())) for part in np.split(shown, len(shown) // _AT_ONCE)])
+    return torch.cat([unclip.look(part) for part in torch.from_numpy(shown.copy()).split(_AT_ONCE)])
 
 
 def pixels_of(drawn: ScenePairs) -> Tensor:

@@ -54,43 +54,22 @@ from openvocab.world.scene import quiet_world
 _AT_ONCE = 256
 _PAPER_UNET = UNetConfig(channels=512, context_dim=2048, out_channels=6)
 _ALONE = UNetConfig(in_channels=6, attention=(), middle=False)
+_SMALL_UNET = UNetConfig(
+    channels=24, multipliers=(1, 2), depth=1, attention=(1,), head_dim=24, context_dim=64, groups=8, patch=2
+)
+_TINY_UNET = replace(_SMALL_UNET, channels=8, head_dim=8, context_dim=16, groups=4, patch=1)
+_TINY_ALONE = replace(_TINY_UNET, in_channels=6, attention=(), middle=False, context_dim=None)
 SIZES = {
     "tiny": UnCLIPConfig(
         clip=TINY_CLIP,
         prior=DiffusionPriorConfig(dim=32, layers=1, heads=2),
-        decoder=DecoderConfig(
-            size_px=16,
-            unet=UNetConfig(
-                channels=8, multipliers=(1, 2), depth=1, attention=(1,), head_dim=8, context_dim=16, groups=4
-            ),
-        ),
-        upsamplers=(
-            UpsamplerConfig(
-                size_px=32,
-                unet=replace(_ALONE, channels=8, multipliers=(1, 2), depth=1, groups=4),
-                degrade="bsr",
-                crop=2,
-                steps=5,
-            ),
-        ),
+        decoder=DecoderConfig(size_px=16, unet=_TINY_UNET),
+        upsamplers=(UpsamplerConfig(size_px=32, unet=_TINY_ALONE, degrade="bsr", crop=2, steps=5),),
     ),
     "small": UnCLIPConfig(
         clip=TINY_CLIP,
         prior=DiffusionPriorConfig(dim=128, layers=3, heads=4),
-        decoder=DecoderConfig(
-            size_px=32,
-            unet=UNetConfig(
-                channels=24,
-                multipliers=(1, 2),
-                depth=1,
-                attention=(1,),
-                head_dim=24,
-                context_dim=64,
-                groups=8,
-                patch=2,
-            ),
-            process=DiffusionConfig(predicts="x0"),
-        ),
+        decoder=DecoderConfig(size_px=32, unet=_SMALL_UNET, process=DiffusionConfig(predicts="x0")),
     ),
     "paper": UnCLIPConfig(
         clip=CLIPConfig(
@@ -176,7 +155,7 @@ class UnCLIPData:
 def recipe(size: str, source: str = "scenes") -> Recipe[UnCLIPConfig]:
     """The training run of a size; steps and batches of `paper` are those of its diffusion prior and of its decoder."""
     pairs = DataConfig(pairs=PairsConfig(source=source), batch_size=32, world=quiet_world())
-    data, fit = UnCLIPData(pairs=pairs), FitConfig(steps=2400, ema_decay=0.995, checkpoint_every_steps=100)
+    data, fit = UnCLIPData(pairs=pairs), FitConfig(steps=1600, ema_decay=0.995, checkpoint_every_steps=100)
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, schedule="linear")
     if size == "tiny":
         pairs = replace(pairs, num_scenes=64, batch_size=16)

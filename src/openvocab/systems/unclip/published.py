@@ -22,6 +22,9 @@ from openvocab.clip.weights import fingerprint, read_tensors
 from openvocab.systems.unclip.model import DecoderConfig, UnCLIP, UnCLIPConfig, UpsamplerConfig
 from openvocab.systems.unclip.prior import DiffusionPriorConfig
 
+_BLOCK = {"norm1": "norm1", "attention.out": "attn1.to_out.0", "norm2": "norm3"}
+_BLOCK |= {"mlp.up": "ff.net.0.proj", "mlp.down": "ff.net.2"}
+_LAYER = "transformer_blocks.{n}"
 PRIOR_KEYS = (
     same("text.{p}", "encoder_hidden_states_proj.{p}"),
     same("text_embed.{p}", "embedding_proj.{p}"),
@@ -30,12 +33,8 @@ PRIOR_KEYS = (
     same("time.out.{p}", "time_embedding.linear_2.{p}"),
     lead("query", "prd_embedding", axes=2),
     lead("positions", "positional_embedding", axes=1),
-    same("blocks.{n}.norm1.{p}", "transformer_blocks.{n}.norm1.{p}"),
-    split("blocks.{n}.attention.qkv.{p}", *(f"transformer_blocks.{{n}}.attn1.to_{each}.{{p}}" for each in "qkv")),
-    same("blocks.{n}.attention.out.{p}", "transformer_blocks.{n}.attn1.to_out.0.{p}"),
-    same("blocks.{n}.norm2.{p}", "transformer_blocks.{n}.norm3.{p}"),
-    same("blocks.{n}.mlp.up.{p}", "transformer_blocks.{n}.ff.net.0.proj.{p}"),
-    same("blocks.{n}.mlp.down.{p}", "transformer_blocks.{n}.ff.net.2.{p}"),
+    *(same(f"blocks.{{n}}.{ours}.{{p}}", f"{_LAYER}.{theirs}.{{p}}") for ours, theirs in _BLOCK.items()),
+    split("blocks.{n}.attention.qkv.{p}", *(f"{_LAYER}.attn1.to_{each}.{{p}}" for each in "qkv")),
     same("norm.{p}", "norm_out.{p}"),
     same("out.{p}", "proj_to_clip_embeddings.{p}"),
     lead("scaler.mean", "clip_mean", axes=1),
@@ -66,24 +65,17 @@ def unet_keys(config: UNetConfig) -> list[Rule]:
         same("out.{p}", "conv_out.{p}"),
     ]
     for level in range(len(config.multipliers)):
-        for ours, theirs, sampler in (("downs", "down_blocks", "downsamplers"), ("ups", "up_blocks", "upsamplers")):
-            inner = [
-                *_block("blocks.{n}", "resnets.{n}"),
-                *_attention("attentions.{n}", "attentions.{n}"),
-                *_block("resize", f"{sampler}.0"),
-            ]
-            rules += [_moved(rule, f"{ours}.{level}.", f"{theirs}.{level}.") for rule in inner]
+        for way in ("down", "up"):
+            ours, theirs = f"{way}s.{level}", f"{way}_blocks.{level}"
+            rules += _block(f"{ours}.blocks.{{n}}", f"{theirs}.resnets.{{n}}")
+            rules += _attention(f"{ours}.attentions.{{n}}", f"{theirs}.attentions.{{n}}")
+            rules += _block(f"{ours}.resize", f"{theirs}.{way}samplers.0")
     return rules
 
 
-def _moved(rule: Rule, ours: str, theirs: str) -> Rule:
-    names = tuple(ours + name for name in rule.ours), tuple(theirs + name for name in rule.theirs)
-    return Rule(*names, rule.how, rule.axes, rule.shares)
-
-
 def _block(ours: str, theirs: str) -> list[Rule]:
-    names = {"norm1": "norm1", "conv1": "conv1", "time": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
-    names["shortcut"] = "conv_shortcut"
+    names = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+    names |= {"time": "time_emb_proj", "shortcut": "conv_shortcut"}
     return [same(f"{ours}.{mine}.{{p}}", f"{theirs}.{their}.{{p}}") for mine, their in names.items()]
 
 
