@@ -65,18 +65,23 @@ def sketch(
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the pictures should show.")],
     out: Annotated[Path, typer.Option(help="A folder for the pictures: 0.png, 1.png, ...")],
-    model: Annotated[str | None, typer.Option("--model", help="A trained dalle or unclip: its run or folder.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A dalle or unclip; or a VQGAN, with --guide.")] = None,
     num: Annotated[int, typer.Option(help="Pictures to make.")] = 1,
     seed: Seed = 0,
+    guide: Annotated[str | None, typer.Option(help="The CLIP for which the codes of a VQGAN are optimised.")] = None,
     rank: Annotated[str | None, typer.Option(help="A CLIP: the pictures come in its order, the best first.")] = None,
     as_json: Json = False,
 ) -> None:
     """Makes pictures of a sentence."""
-    from openvocab import loading
+    from openvocab import loading, systems
     from openvocab.clip import ranking
     from openvocab.clip.created import Pictures
 
-    maker, clip = trained(model, "generate", "dalle"), loading.load(rank) if rank else None
+    if guide:
+        maker = systems.get("vqgan_clip").build("small", loading.load(guide), trained(model, "decode", "autoencoders"))
+    else:
+        maker = trained(model, "generate", "dalle")
+    clip = loading.load(rank) if rank else None
     made = maker.generate(prompt, num, seed=seed)
     rows = [{} for _ in range(len(made))]
     if clip is not None:

@@ -97,11 +97,11 @@ class Repeated:
 
 
 @contextmanager
-def frozen(clip: CLIP) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Gradients pass through the model and stop at none of its parameters; it is in eval mode, and then as before."""
-    training = [module for module in clip.modules() if module.training]
-    learning = [parameter for parameter in clip.parameters() if parameter.requires_grad]
-    clip.eval().requires_grad_(False)
+    training = [module for module in model.modules() if module.training]
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
     try:
         yield
     finally:
@@ -112,17 +112,17 @@ def frozen(clip: CLIP) -> Iterator[None]:
 
 
 def optimise(
-    strokes: Strokes,
+    model: nn.Module,
     losses: Sequence[Loss],
     batch: Batch,
     groups: Sequence[tuple[GroupConfig, ...]],
     *,
     steps: int,
     seed: int,
-    constrain: Callable[[Strokes], None] | None = None,
+    constrain: Callable[[Any], None] | None = None,
     preview: Callable[[Canvas], None] | None = None,
 ) -> None:
-    """Moves strokes in place, one loss and its groups after another, in equal shares of the steps.
+    """Moves what a picture is made of: one loss and its groups after another, in equal shares of the steps.
 
     Args:
         preview: is shown all starts ten times on the way.
@@ -133,7 +133,7 @@ def optimise(
     if steps < len(losses):
         raise ValueError(f"drawing: {steps} steps for {len(losses)} stages, each needs at least one")
 
-    def show(model: Strokes) -> dict[str, float]:
+    def show(model: nn.Module) -> dict[str, float]:
         assert preview
         preview(model())
         return {}
@@ -154,7 +154,7 @@ def optimise(
                 evaluate=show if preview else None,
             )
         )
-    fit(strokes, *stages, device=next(iter(batch.values())).device)
+    fit(model, *stages, device=next(iter(batch.values())).device)
 
 
 def prompts(clip: CLIP, texts: Sequence[str]) -> TextEmbeds:

@@ -7,6 +7,7 @@ model.save(folder)         model.safetensors, the tokenizer's files, openvocab.j
 XModel.load(folder)        what `ov.load(folder)` gives when the system's record says `load=XModel.load`
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -27,6 +28,7 @@ from openvocab.clip.weights import digests, fingerprint, read_tensors
 from openvocab.config import from_dict, to_dict
 
 M = TypeVar("M", bound="SystemModel")
+C = TypeVar("C", bound="CLIPSystemModel")
 
 
 class SystemModel(nn.Module):
@@ -120,6 +122,13 @@ class CLIPSystemModel(SystemModel):
         self.clip = clip or CLIP(config.clip)
         self.tokenizer = self.clip.tokenizer
         self.trained_on = {"clip": self.clip.trained_on}
+
+    @classmethod
+    def around(cls: type[C], config: Any, clip: CLIP | None = None) -> C:
+        """A model that sees as `clip` does; without one around one of random weights, which knows nothing."""
+        if clip is not None:
+            config = replace(config, clip=clip.full_config, preprocess=clip.preprocessing)
+        return cls(config, clip)
 
     def save(self, folder: Path | str) -> None:
         """As `SystemModel.save`; the CLIP, which training has changed, gets the identity of its weights."""

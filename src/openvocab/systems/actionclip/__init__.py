@@ -58,10 +58,7 @@ SIZES = {
 
 def build(config: ActionCLIPConfig | str, clip: CLIP | None = None) -> ActionCLIP:
     """Around `clip`; without one around one of random weights."""
-    config = SIZES[config] if isinstance(config, str) else config
-    if clip is not None:
-        config = replace(config, clip=clip.full_config, preprocess=clip.preprocessing)
-    return ActionCLIP(config, clip)
+    return ActionCLIP.around(SIZES[config] if isinstance(config, str) else config, clip)
 
 
 def embed(model: ActionCLIP, batch: Batch) -> dict[str, Tensor]:

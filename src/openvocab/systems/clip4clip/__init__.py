@@ -56,10 +56,7 @@ SIZES = {
 
 def build(config: CLIP4ClipConfig | str, clip: CLIP | None = None) -> CLIP4Clip:
     """Around `clip`, its head begun with the text tower; without one around one of random weights."""
-    config = SIZES[config] if isinstance(config, str) else config
-    if clip is not None:
-        config = replace(config, clip=clip.full_config, preprocess=clip.preprocessing)
-    model = CLIP4Clip(config, clip)
+    model = CLIP4Clip.around(SIZES[config] if isinstance(config, str) else config, clip)
     model.start_from_text()
     return model
 

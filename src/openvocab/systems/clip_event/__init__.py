@@ -56,10 +56,7 @@ SIZES = {
 
 def build(config: CLIPEventConfig | str, clip: CLIP | None = None) -> CLIPEvent:
     """Around `clip`; without one around one of random weights."""
-    config = SIZES[config] if isinstance(config, str) else config
-    if clip is not None:
-        config = replace(config, clip=clip.full_config, preprocess=clip.preprocessing)
-    return CLIPEvent(config, clip)
+    return CLIPEvent.around(SIZES[config] if isinstance(config, str) else config, clip)
 
 
 def embed(model: CLIPEvent, batch: Batch) -> dict[str, Tensor]:

@@ -58,10 +58,7 @@ SHAPE_CLIP = ("model.image.channels=24", "data.num_scenes=2400", "data.batch_siz
 
 def build(config: PointCLIPConfig | str, clip: CLIP | None = None) -> PointCLIP:
     """Around `clip`, which is frozen; without one around one of random weights."""
-    config = SIZES[config] if isinstance(config, str) else config
-    if clip is not None:
-        config = replace(config, clip=clip.full_config, preprocess=clip.preprocessing)
-    return PointCLIP(config, clip)
+    return PointCLIP.around(SIZES[config] if isinstance(config, str) else config, clip)
 
 
 def embed(model: PointCLIP, batch: Batch) -> dict[str, Tensor]:
