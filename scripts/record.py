@@ -180,6 +180,38 @@ def vqgan(clone: Path) -> Numbers:
     return found
 
 
+def clipasso(clone: Path) -> Numbers:
+    """The losses between a sketch and a picture in the plain view, what a CLIP looks at, and edges."""
+    torch.nn.functional._pad = torch.nn.functional.pad  # type: ignore[attr-defined]  # its name when this was written
+    with importing(clone, "pydiffvg", "sketch_utils", "scipy.ndimage.filters") as fake:
+        fake["scipy.ndimage.filters"].gaussian_filter = importlib.import_module("scipy.ndimage").gaussian_filter
+        losses = importlib.import_module("models.loss")
+        painter = importlib.import_module("models.painter_params")
+        official = importlib.import_module("CLIP_.clip.model")
+    found: Numbers = {}
+    text = {"context_length": 8, "vocab_size": 20, "transformer_width": 64, "transformer_heads": 1}
+    towers = {
+        name: filled(official.CLIP(embed_dim=32, **sizes, **text, transformer_layers=1).float()).eval()
+        for name, sizes in recorded.CLIPASSO.items()
+    }
+    kinds = importlib.import_module("torchvision.transforms")
+    size = recorded.CLIPASSO["resnet"]["image_resolution"]
+    steps = kinds.Compose([kinds.Resize(size), kinds.CenterCrop(size), kinds.Normalize(*recorded.PIXELS)])
+    losses.clip.load = lambda *_, **__: (towers["resnet"], steps)
+    asked = SimpleNamespace(clip_model_name="RN101", clip_conv_loss_type="L2", clip_conv_layer_weights=[0, 0, 1, 1, 0])
+    asked.device, asked.clip_fc_loss_weight, asked.num_aug_clip, asked.augemntations = "cpu", 0.1, 4, ["affine"]
+    sketch, target = recorded.sketched()
+    sketch.requires_grad_()
+    said = losses.CLIPConvLoss(asked)(sketch, target, "eval")
+    found["loss"] = written(torch.stack(list(said.values())), sketch=sketch)
+    seen = painter.interpret(recorded.looked(), None, towers["vit"], "cpu")
+    found["saliency"] = rounded(torch.from_numpy(seen)[8::16, 8::16])
+    edges = painter.XDoG_()
+    gray = recorded.gray().numpy()
+    found["edges"] = ["".join(map(str, row)) for row in edges(gray[..., None].repeat(3, 2), k=10).astype(int).tolist()]
+    return found
+
+
 SYSTEMS: dict[str, Callable[[Path], Numbers]] = {
     "clip4clip": clip4clip,
     "actionclip": actionclip,
@@ -188,6 +220,7 @@ SYSTEMS: dict[str, Callable[[Path], Numbers]] = {
     "dalle": dalle,
     "dvae": dvae,
     "vqgan": vqgan,
+    "clipasso": clipasso,
 }
 
 

@@ -28,7 +28,9 @@ def numbers(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
-def weights(shapes: dict[str, tuple[int, ...]], gains: str = r"\b(ln_\w+|bn|4)\.weight$") -> dict[str, Tensor]:
+def weights(
+    shapes: dict[str, tuple[int, ...]], gains: str = r"\b(ln_\w+|bn\d?|downsample\.1|4)\.weight$"
+) -> dict[str, Tensor]:
     """A state dict in which a tensor's values follow from its official name; gains of norms are near 1."""
     state = {}
     for name, shape in shapes.items():
@@ -131,3 +133,27 @@ def shares() -> Tensor:
 def latents() -> Tensor:
     """Of a picture of 8 x 16 under `TAMING`."""
     return sine(32 * 4 * 8, 0.53, s=0.06).view(1, 32, 4, 8)
+
+
+CLIPASSO: dict[str, dict[str, Any]] = {
+    "resnet": {"image_resolution": 64, "vision_layers": (1, 1, 1, 1), "vision_width": 16, "vision_patch_size": None},
+    "vit": {"image_resolution": 224, "vision_layers": 3, "vision_width": 128, "vision_patch_size": 32},
+}
+PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def sketched() -> tuple[Tensor, Tensor]:
+    """A sketch and a picture, from 0 to 1."""
+    size = 3 * 64 * 64
+    return 0.5 + sine(size, 0.31, 0, 0.5).view(1, 3, 64, 64), 0.5 + sine(size, 0.017, 1, 0.5).view(1, 3, 64, 64)
+
+
+def looked() -> Tensor:
+    """A picture of 224 pixels, normalised."""
+    return sine(3 * 224 * 224, 0.0123).view(1, 3, 224, 224)
+
+
+def gray() -> Tensor:
+    """Of 48 by 40 pixels, in the range of normalised ones: slow waves with darker lines."""
+    across = sine(40, 0.2, 0, 1.2)[None] + sine(48, 0.13, 1, 0.8)[:, None]
+    return across - 1.5 * (torch.arange(40) % 11 == 5) * (torch.arange(48) > 10)[:, None]

@@ -1,17 +1,27 @@
 """Ours against numbers that official code gave once (scripts/record.py): outputs and gradients on the same weights."""
 
 import copy
+import re
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import recorded
+from openvocab.blocks.cutouts import whole
+from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.temporal import Conv1D, SeqLSTM, SeqTransf, TransfCls, frame_mean
+from openvocab.blocks.text import TextConfig
 from openvocab.blocks.transport import cosine_cost, distance, ipot
+from openvocab.blocks.vit import ViTConfig
+from openvocab.clip.drawing import normalised
 from openvocab.clip.layouts import to_ours, to_theirs
+from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.clip.weights import build, to_layout
+from openvocab.systems import clipasso
 from openvocab.systems.actionclip import official as actionclip
 from openvocab.systems.clip4clip.official import from_official, to_official
+from openvocab.systems.clipasso.saliency import attention_map, edges
 from openvocab.systems.pointclip import official as pointclip
 from openvocab.systems.pointclip.model import InterViewAdapter
 
@@ -137,3 +147,48 @@ def official_gradients(model):
         for mine, theirs in zip(twin.parameters(), model.parameters()):
             mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
     return to_official(twin)
+
+
+def official_clip(tower):
+    """A CLIP of the official code's shapes and the formula's weights."""
+    sizes = recorded.CLIPASSO[tower]
+    text = TextConfig(vocabulary_size=20, context_length=8, dim=64, layers=1, heads=1, mlp_dim=256, end_id=19)
+    size = sizes["image_resolution"]
+    if tower == "vit":
+        dim, layers = sizes["vision_width"], sizes["vision_layers"]
+        image = ViTConfig(image_size=size, dim=dim, layers=layers, heads=dim // 64, mlp_dim=4 * dim)
+    else:
+        image = ResNetConfig(image_size=size, layers=sizes["vision_layers"], channels=sizes["vision_width"], heads=8)
+    clip = CLIP(CLIPConfig(image=image, text=text, embed_dim=32)).eval()
+    state = to_layout(clip, "openai")
+    learnt = {name: tuple(value.shape) for name, value in state.items() if not re.search("running|tracked", name)}
+    return build(clip.config, state | recorded.weights(learnt)).eval()
+
+
+def test_clipasso_losses():
+    """Geometry of the second and third stage and a tenth of meaning, and their gradient in the sketch."""
+    model = clipasso.build("paper", official_clip("resnet"))
+    sketch, target = recorded.sketched()
+    sketch.requires_grad_()
+    squares = normalised(model.clip, sketch), normalised(model.clip, target)
+    mine, theirs = (model.clip.image(each, layers=model.layers) for each in squares)
+    parts = [torch.nn.functional.mse_loss(a, b) for a, b in zip(mine.layers, theirs.layers)]
+    geometric, semantic = model.distances(sketch, target, whole(1))
+    torch.testing.assert_close(geometric[0], sum(parts))
+    found = torch.stack([*parts, 0.1 * semantic[0]])
+    expected = recorded.numbers("clipasso")["loss"]
+    close(found, expected["outputs"])
+    recorded.judged(found).backward()
+    gradients_close({"sketch": sketch.grad}, expected["gradients"])
+
+
+def test_clipasso_saliency():
+    """What the class token of a ViT looks at over all blocks, and XDoG's edges."""
+    clip, expected = official_clip("vit"), recorded.numbers("clipasso")
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in recorded.PIXELS)
+    with torch.no_grad():
+        found = attention_map(clip, recorded.looked() * std + mean, "attention")
+    close(found[8::16, 8::16], expected["saliency"], 1e-4)
+    there = torch.tensor([[int(tone) for tone in row] for row in expected["edges"]])
+    assert ((1 - edges(recorded.gray())) == there).all()
+    assert 0.05 < there.float().mean() < 0.95
