@@ -9,7 +9,9 @@ from PIL import Image, ImageDraw
 
 from openvocab import loading, systems
 from openvocab.blocks.projection import REALISTIC, Cameras, project
-from openvocab.clip.created import Pictures
+from openvocab.blocks.strokes import render as draw_strokes
+from openvocab.blocks.svg import from_svg
+from openvocab.clip.created import Drawing, Pictures
 from openvocab.clip.ranking import rank
 from openvocab.clip.regions import Detection
 from openvocab.data.annotated import open_source
@@ -17,6 +19,7 @@ from openvocab.lab.overlay import depth_colours, label_colours
 from openvocab.lab.studies import clip4clip as watching
 from openvocab.lab.studies import dalle as drawing
 from openvocab.lab.studies import depthclip as study
+from openvocab.lab.studies import strokes
 from openvocab.lab.studies import unclip as painting
 from openvocab.lab.studies.clip_event import ARMS
 from openvocab.lab.study import Arm, trained
@@ -247,6 +250,38 @@ def points(side: int = 110) -> Image.Image:
     return page.quantize(128)
 
 
+def drawings(side: int = 96) -> Image.Image:
+    """What CLIPDraw makes of words, and CLIPasso of pictures with 1, 4, 8 and 16 strokes; on grey paper."""
+    said = ("red circle", "blue square", "green triangle", "purple ring", "orange cross", "yellow diamond")
+    maker = strokes.clip(strokes.OPTIMISER)
+    artist = systems.get("clipdraw").build(replace(strokes.DRAWING, steps=250, starts=2), maker)
+    columns = {name: [enlarged(artist.draw(f"a {name}"), side)] for name in said}
+    counts, seen = (1, 4, 8, 16), [strokes.shown(seed)[seed] for seed in range(len(said))]
+    for column, (image, mask, _) in zip(columns.values(), seen):
+        column.append(np.array(image))
+        for count in counts:
+            config = replace(strokes.SKETCHING, strokes=count, starts=2)
+            sketcher = systems.get("clipasso").build(config, maker)
+            column.append(enlarged(sketcher.sketch(image, mask=mask), side))
+    names = ["drawn", "picture", *(f"{count} strokes" for count in counts)]
+    names[2] = "1 stroke"
+    pictures = columned(columns, side)
+    page = Image.new("RGB", (pictures.width + 90, pictures.height), "white")
+    page.paste(pictures, (90, 0))
+    for row, name in enumerate(names):
+        ImageDraw.Draw(page).text((GAP, 20 + row * (side + GAP) + side // 2 - 8), name, "black", font_size=14)
+    return page.quantize(256)
+
+
+def enlarged(drawing: Drawing, side: int) -> np.ndarray:
+    """A drawing rendered anew from its SVG, at another size."""
+    paths = from_svg(drawing.svg)
+    zoom = side / max(paths.size_px)
+    parts = (paths.points[None] * zoom, paths.radii_px[None] * zoom, (side, side), paths.colours[None])
+    pixels = draw_strokes(*parts, segments=paths.segments[None], background=paths.paper)[0]
+    return (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
 def save(name: str, image: Image.Image) -> None:
     GALLERY.mkdir(parents=True, exist_ok=True)
     with atomic_path(GALLERY / name) as path:
@@ -275,6 +310,8 @@ def main() -> None:
         save("unclip.png", unclip())
     if (study.FOG.folder(0) / "model").exists():
         save("depth.png", depth())
+    if (strokes.OPTIMISER.folder(0) / "model").exists():
+        save("drawings.png", drawings())
     if (drawing.DRAWER.folder(0) / "model").exists():
         save("generated.png", generated())
     one_each = np.eye(len(FINDINGS) + 1, len(FINDINGS), -1, bool)

@@ -24,6 +24,8 @@ from openvocab.train.step import Loss
 Canvas = Float[Tensor, "drawing 3 height width"]
 UNIT = 224
 """Lengths in configs are pixels of a canvas whose long side is this, as published; they grow and shrink with it."""
+GREY = (0.43, 0.43, 0.43)
+"""Paper for small CLIPs: the generated world has no white ground, on which they see the same in every picture."""
 PLAIN = OptimConfig(
     lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=0, schedule="constant", clip_norm=None
 )

@@ -21,7 +21,7 @@ from openvocab.blocks.cutouts import crops, perspective, warp
 from openvocab.blocks.strokes import RGB
 from openvocab.clip.created import Drawing
 from openvocab.clip.dense import TINY_CLIP
-from openvocab.clip.drawing import PLAIN, UNIT, Canvas, Strokes, best, frozen, normalised, optimise, prompts, seen
+from openvocab.clip.drawing import GREY, PLAIN, UNIT, Canvas, Strokes, best, frozen, normalised, optimise, prompts, seen
 from openvocab.clip.drawing import spread as spread_points
 from openvocab.clip.model import CLIP
 from openvocab.shapes import Batch
@@ -61,10 +61,21 @@ class CLIPDrawConfig:
 
 SIZES = {
     "tiny": CLIPDrawConfig(strokes=4, views=2, steps=4),
-    "small": CLIPDrawConfig(strokes=32, radius_px=5.0, reach_px=60.0, points_rate=4.0, radius_rate=0.2, starts=2),
+    "small": CLIPDrawConfig(
+        strokes=16,
+        radius_px=7.0,
+        reach_px=60.0,
+        radii_px=(3.0, 14.0),
+        points_rate=2.0,
+        radius_rate=0.2,
+        colour_rate=0.02,
+        views=4,
+        starts=2,
+        paper=GREY,
+    ),
     "paper": CLIPDrawConfig(),
 }
-"""`small` is for canvases and CLIPs of 32 to 64 pixels: fewer strokes, and wider."""
+"""`small` is for canvases and CLIPs of 32 to 64 pixels: fewer strokes, and wider, on grey."""
 
 
 class CLIPDraw(nn.Module):

@@ -26,20 +26,8 @@ from openvocab.systems import clipasso, clipdraw
 from openvocab.world.render import render, truth
 from openvocab.world.scene import BACKGROUNDS, CLASSES, SHAPES, class_scenes, held_out_classes
 
-GREY = (0.43, 0.43, 0.43)
-DRAWING = replace(
-    clipdraw.SIZES["small"],
-    strokes=16,
-    radius_px=7.0,
-    radii_px=(3.0, 14.0),
-    points_rate=2.0,
-    colour_rate=0.02,
-    views=4,
-    steps=150,
-    starts=1,
-    paper=GREY,
-)
-SKETCHING = replace(clipasso.SIZES["small"], steps=120, starts=1, ink=None, paper=GREY)
+DRAWING = replace(clipdraw.SIZES["small"], steps=150, starts=1)
+SKETCHING = replace(clipasso.SIZES["small"], steps=120, starts=1)
 COUNTS = (1, 2, 4, 8, 16)
 SLACK, LEAST_GAIN = 0.02, 0.1
 """Of strokes-abstraction: what a step to twice the strokes may lose, and what all of them together must gain."""

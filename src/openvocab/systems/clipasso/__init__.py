@@ -32,6 +32,7 @@ from openvocab.blocks.vit import ViT
 from openvocab.clip.created import Drawing
 from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.drawing import (
+    GREY,
     PLAIN,
     UNIT,
     Canvas,
@@ -94,10 +95,10 @@ class CLIPassoConfig:
 
 SIZES = {
     "tiny": CLIPassoConfig(strokes=4, views=2, steps=4),
-    "small": CLIPassoConfig(radius_px=5.0, reach_px=60.0, points_rate=4.0, steps=200),
+    "small": CLIPassoConfig(radius_px=5.0, reach_px=60.0, points_rate=4.0, steps=200, ink=None, paper=GREY),
     "paper": CLIPassoConfig(),
 }
-"""`small` is for canvases and CLIPs of 32 to 64 pixels: longer and wider strokes."""
+"""`small` is for canvases and CLIPs of 32 to 64 pixels: longer and wider strokes in the picture's colour, on grey."""
 
 
 class CLIPasso(nn.Module):
