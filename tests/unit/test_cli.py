@@ -218,6 +218,20 @@ def test_explain_shows_where_and_which_words(tmp_path, capsys):
     assert "the text is empty" in capsys.readouterr().err
 
 
+def test_explain_asks_a_neuron(tmp_path, capsys):
+    for name in ("red", "blue", "green"):
+        Image.new("RGB", (40, 40), name).save(tmp_path / f"{name}.png")
+    line = ["explain", str(tmp_path), "--model", "demo", "--labels", "a red circle,a blue ring", "--json", "--neuron"]
+    assert run([*line, "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    values = [each["activation"] for each in found["pictures"]]
+    assert values == sorted(values, reverse=True)
+    assert len(values) == 3
+    assert set(found["words"]) == {"a red circle", "a blue ring"}
+    assert run([*line, "100000"]) == 1
+    assert "neuron 100000 does not exist" in capsys.readouterr().err
+
+
 def test_depth_writes_a_picture_and_metres(tmp_path, capsys):
     Image.new("RGB", (50, 34), "red").save(tmp_path / "red.png")
     line = ["depth", str(tmp_path / "red.png"), "--model", "demo"]

@@ -147,29 +147,46 @@ def segment(
 
 @app.command()
 def explain(
-    picture: Annotated[str, typer.Argument(help="A picture.")],
-    text: Annotated[str, typer.Argument(help="A sentence.")],
+    picture: Annotated[str, typer.Argument(help="A picture; with --neuron a folder of them.")],
+    text: Annotated[str, typer.Argument(help="A sentence; not with --neuron.")] = "",
     model: Model = None,
-    others: Annotated[str, typer.Option("--labels", help="What else it might be: names by commas, or a file.")] = "",
-    out: Annotated[Path | None, typer.Option(help="A folder for relevance.png, over the picture, and .npz.")] = None,
+    labels: Annotated[str, typer.Option(help="What else it might be, or a neuron mean; by commas, or a file.")] = "",
+    neuron: Annotated[int | None, typer.Option(help="What this unit of the image tower answers to.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for relevance.png and .npz, or for neuron.png.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Shows where a picture shows what a text says, and which words count; any CLIP can."""
+    """Shows where a picture shows what a text says, and which words count; or what a neuron answers to; of any CLIP."""
     source = chosen_model(model)
     from openvocab import loading
     from openvocab.clip import relevance
     from openvocab.lab import overlay
 
-    clip = loading.load(source)
-    found = relevance.explain(clip, picture, text, [names[0] for names in read_names(others)] if others else ())
+    clip, names = loading.load(source), [each[0] for each in read_names(labels)] if labels else []
+    if neuron is not None:
+        _explain_neuron(clip, neuron, picture, names, out, as_json)
+        return
+    found = relevance.explain(clip, picture, text, names)
     files = overlay.write_relevance(found.map, picture, out) if out else {}
     y, x = divmod(int(found.map.argmax()), found.map.shape[1])
     result = {"picture": picture, "text": text, "score": found.score, "words": dict(found.words), "peak_xy_px": [x, y]}
-    lines = [
-        f"{text!r} fits with {found.score:.3f}, most at ({x}, {y}); without a word it loses",
-        table(dict(found.words)),
-    ]
-    show(result | files, as_json, "\n".join([*lines, *files.values()]))
+    fits = f"{text!r} fits with {found.score:.3f}, most at ({x}, {y}); without a word it loses"
+    show(result | files, as_json, "\n".join([fits, table(dict(found.words)), *files.values()]))
+
+
+def _explain_neuron(clip: Any, neuron: int, folder: str, names: list[str], out: Path | None, as_json: bool) -> None:
+    from openvocab import systems
+    from openvocab.data.folders import list_pictures
+
+    asked = systems.get("neurons").build("small", clip)
+    asked.check(neuron)
+    pictures = [str(path) for path in list_pictures(Path(folder))]
+    best = asked.activations(pictures)[:, neuron].topk(min(9, len(pictures)))
+    rows = [{"picture": pictures[row], "activation": a} for row, a in zip(best.indices.tolist(), best.values.tolist())]
+    words = dict(asked.words(neuron, names)) if names else {}
+    files = [str(path) for path in asked.draw(neuron).save(out, ["neuron"])] if out else []
+    lines = [f"{row['activation']:9.4f}  {row['picture']}" for row in rows]
+    result = {"neuron": neuron, "pictures": rows, "words": words, "files": files}
+    show(result, as_json, "\n".join([*lines, table(words), *files]))
 
 
 @app.command()
