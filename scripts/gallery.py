@@ -14,11 +14,15 @@ from openvocab.blocks.svg import from_svg
 from openvocab.clip.created import Drawing, Pictures
 from openvocab.clip.ranking import rank
 from openvocab.clip.regions import Detection
+from openvocab.clip.relevance import explain
 from openvocab.data.annotated import open_source
+from openvocab.data.scenes import open_annotated_scenes
+from openvocab.lab import overlay, starts
 from openvocab.lab.overlay import depth_colours, label_colours
 from openvocab.lab.studies import clip4clip as watching
 from openvocab.lab.studies import dalle as drawing
 from openvocab.lab.studies import depthclip as study
+from openvocab.lab.studies import neurons as neuron_study
 from openvocab.lab.studies import strokes
 from openvocab.lab.studies import unclip as painting
 from openvocab.lab.studies.clip_event import ARMS
@@ -121,7 +125,7 @@ def columned(columns: dict[str, list[np.ndarray]], side: int) -> Image.Image:
 
 
 def events(count: int = 6, zoom: int = 4) -> Image.Image | None:
-    """Scenes as CLIP-Event reads them, from their boxes and from windows: agent orange, entity blue, what it says.
+    """Scenes as CLIP-Event reads them, from their boxes and without: agent orange, entity blue, what it says.
 
     None where this machine has not kept its run (`openvocab claims`).
     """
@@ -144,8 +148,33 @@ def events(count: int = 6, zoom: int = 4) -> Image.Image | None:
         for line, text in enumerate((told, f"true: {said.replace('a ', '')}")):
             ImageDraw.Draw(page).text((left, top + side + 2 + 16 * line), text, "black", font_size=12)
         if number in (0, count):
-            title = "from boxes" if row < 2 else "from windows: approximate"
+            title = "from boxes" if row < 2 else "from what matters to each word: approximate"
             ImageDraw.Draw(page).text((GAP, top - head + 2), title, "black", font_size=14)
+    return page.quantize(256)
+
+
+def explaining(count: int = 4, zoom: int = 4) -> Image.Image:
+    """Scenes of two things; what speaks for the one rather than the other, and the other way round; neurons drawn."""
+    model = neuron_study.clip(starts.JUDGE)
+    data = open_annotated_scenes(count, WorldConfig(max_objects=2, share_single=0.0), seed=12)
+    side, foot = 32 * zoom, 20
+    page = Image.new("RGB", ((side + GAP) * 6 + GAP, (side + foot) * (count // 2 + 2)), "white")
+    draw = ImageDraw.Draw(page)
+
+    def put(number: int, picture: Image.Image, title: str) -> None:
+        left, top = GAP + (side + GAP) * (number % 6), (side + foot) * (number // 6)
+        page.paste(picture.resize((side, side), Image.Resampling.NEAREST), (left, top))
+        draw.text((left, top + side + 2), title, "black", font_size=12)
+
+    for number in range(count):
+        found = data.read(number)
+        names = [CLASSES[row] for row in found.label_ids]
+        put(3 * number, found.image, "")
+        for place, (name, other) in enumerate((names, names[::-1])):
+            asked = explain(model, found.image, f"a {name}", [f"a {other}"])
+            put(3 * number + 1 + place, overlay.lit(found.image, asked.map), name)
+    for number, (title, picture) in enumerate(neuron_study.best_of_each(0)[:12]):
+        put(3 * count + number, picture, title)
     return page.quantize(256)
 
 
@@ -304,6 +333,7 @@ def main() -> None:
     if told := events():
         save("events.png", told)
     save("points.png", points())
+    save("explaining.png", explaining())
     if all((arm.folder(0) / "model").exists() for arm in watching.HEADS.values()):
         save("clips.png", clips())
     if (painting.UNCLIP.folder(0) / "model").exists():

@@ -348,9 +348,9 @@ def test_without_boxes_each_word_is_looked_for_where_it_matters(colours):
     assert found.approximate
     where = roles(found)
     assert where["Agent"][0] == "red"
-    assert where["Agent"][1][2] <= 33
+    assert where["Agent"][1][2] <= 36  # half a cell is added
     assert where["Item"][0] == "blue"
-    assert where["Item"][1][0] >= 31
+    assert where["Item"][1][0] >= 28
 
 
 def test_a_caption_says_who_and_the_picture_where(colours):

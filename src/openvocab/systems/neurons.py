@@ -43,12 +43,14 @@ _GREY: RGB = (0.5, 0.5, 0.5)
 class NeuronsConfig:
     """How a picture is found for a neuron.
 
+    `start` is the deviation of the values that it begins with: a neuron that is silent at grey has no gradient there.
     `fourier`, `decorrelated`, `views` are its three aids, each of which can be left out: `views` 0 sees it as it is.
     `grey_weight` pulls towards grey what the neuron does not care for.
     """
 
     steps: int = 256
     rate: float = 0.05
+    start: float = 0.01
     fourier: bool = True
     decorrelated: bool = True
     views: int = 4
@@ -64,7 +66,7 @@ class NeuronsConfig:
 
 SIZES = {
     "tiny": NeuronsConfig(steps=4, views=1),
-    "small": NeuronsConfig(),
+    "small": NeuronsConfig(steps=128, rate=0.1, start=1.0, grey_weight=0.5),
     "paper": NeuronsConfig(steps=4096, rate=0.02, views=1, grey_weight=10.0),
 }
 
@@ -78,7 +80,7 @@ class Canvas(nn.Module):
         rows = torch.fft.fftfreq(size_px)[:, None]
         frequency = (rows.square() + torch.fft.rfftfreq(size_px).square()).sqrt().clamp_min(1 / size_px)
         shape = (count, 3, size_px, size_px // 2 + 1, 2) if config.fourier else (count, 3, size_px, size_px)
-        self.values = nn.Parameter(0.01 * torch.randn(shape, generator=generator))
+        self.values = nn.Parameter(config.start * torch.randn(shape, generator=generator))
         self.scale: Tensor
         self.mix: Tensor
         self.register_buffer("scale", 1 / frequency)

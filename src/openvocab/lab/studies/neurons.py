@@ -8,8 +8,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
+from torch import Tensor
 
 from openvocab import loading
 from openvocab.clip.model import CLIP
@@ -53,6 +54,11 @@ def _words(seed: int) -> tuple[Scenes, Int[np.ndarray, " scene"]]:
     return replace(scenes, present=np.zeros_like(scenes.present), word=rows[named]), named
 
 
+def _shown(scenes: Scenes) -> Bool[Tensor, "scene concept"]:
+    colours, shapes = (torch.from_numpy(each[:, :1]) for each in (scenes.colour, scenes.shape))
+    return torch.cat([colours == torch.arange(len(COLOURS)), shapes == torch.arange(len(SHAPES))], 1)
+
+
 def multimodal(seed: int) -> Figures:
     """Of 16 concepts, how many have a neuron that answers to pictures and to the written word; to sketches as well."""
     figures: Figures = {}
@@ -61,9 +67,7 @@ def multimodal(seed: int) -> Figures:
         areas = []
         for style in ("clean", "sketch"):
             scenes = _things(seed, style)
-            shown = [scenes.colour[:, 0] == row for row in range(len(COLOURS))]
-            shown += [scenes.shape[:, 0] == row for row in range(len(SHAPES))]
-            areas.append(selectivity(asked.activations(_images(scenes)), torch.from_numpy(np.stack(shown, 1))))
+            areas.append(selectivity(asked.activations(_images(scenes)), _shown(scenes)))
         scenes, named = _words(seed)
         truth = torch.from_numpy(named[:, None] == np.arange(len(CONCEPTS)))
         written = selectivity(asked.activations(_images(scenes)), truth)
@@ -82,14 +86,21 @@ def _found(areas: torch.Tensor) -> float:
     return (areas.amax(0) > _AREA).double().sum().item()
 
 
+def _best(seed: int) -> Float[Tensor, "concept neuron"]:
+    """For each concept the neuron that tells it best."""
+    scenes = _things(seed)
+    areas = selectivity(build("small", clip(OPTIMISER)).activations(_images(scenes)), _shown(scenes))
+    return torch.eye(areas.shape[0])[areas.argmax(0)]
+
+
+def best_of_each(seed: int) -> list[tuple[str, Image.Image]]:
+    """Concepts with what is drawn for their best neurons, for the gallery."""
+    return list(zip(CONCEPTS, build("small", clip(OPTIMISER)).draw(_best(seed), seed=seed).images()))
+
+
 def drawn(seed: int) -> Figures:
     """Of pictures drawn for the best neuron of each concept, the share that another CLIP calls by its name."""
-    model, judge = clip(OPTIMISER), clip(JUDGE)
-    scenes = _things(seed)
-    shown = [scenes.colour[:, 0] == row for row in range(len(COLOURS))]
-    shown += [scenes.shape[:, 0] == row for row in range(len(SHAPES))]
-    areas = selectivity(build("small", model).activations(_images(scenes)), torch.from_numpy(np.stack(shown, 1)))
-    directions = torch.eye(areas.shape[0])[areas.argmax(0)]
+    model, judge, directions = clip(OPTIMISER), clip(JUDGE), _best(seed)
     plain, names = SIZES["small"], judge.embed_texts(list(PROMPTS))
     arms = {"all": plain, "no views": replace(plain, views=0), "no spectrum": replace(plain, fourier=False)}
     arms |= {"plain colours": replace(plain, decorrelated=False)}

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from openvocab.blocks.boxes import box_iou
 from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.data.annotated import Annotated, Annotation
 from openvocab.progress import track
@@ -14,9 +15,11 @@ from openvocab.systems.clip_event.descriptions import told_of
 from openvocab.systems.clip_event.model import CLIPEvent, Filled
 from openvocab.systems.clip_event.structure import Ontology, Told, edit_caption, read_ontology, rotate_roles
 
+_SAME = 0.3
+
 
 def evaluate(
-    model: CLIPEvent, data: Annotated, ontology: Ontology | None = None, grounded: int = 300
+    model: CLIPEvent, data: Annotated, ontology: Ontology | None = None, grounded: int = 300, boxes: bool = True
 ) -> dict[str, float]:
     """Figures over the pictures whose captions tell an event; ties count half.
 
@@ -28,6 +31,7 @@ def evaluate(
 
     Args:
         grounded: the most pictures asked alone: each costs its regions and a sentence for every way to fill a type.
+        boxes: are given; without them a place that overlaps a box by `_SAME` counts as that box.
 
     Raises:
         ValueError: no caption tells an event.
@@ -57,7 +61,7 @@ def evaluate(
             figures[name] = sum(credits) / len(credits)
     own = torch.tensor([place[each.caption] for _, each in rows])
     figures["i2t_r@1"] = (scores.argmax(1) == own).double().mean().item()
-    return figures | _from_pictures(model, data, rows[:grounded], ontology, len(types))
+    return figures | _from_pictures(model, data, rows[:grounded], ontology, len(types), boxes)
 
 
 def _false(told: Told, other: Told, types: tuple[str, ...], ontology: Ontology) -> tuple[list[str], ...]:
@@ -78,14 +82,15 @@ def _credit(true: Float[Tensor, ""], false: Float[Tensor, " text"]) -> float:
 
 
 def _from_pictures(
-    model: CLIPEvent, data: Annotated, rows: list[tuple[int, Told]], ontology: Ontology, num_types: int
+    model: CLIPEvent, data: Annotated, rows: list[tuple[int, Told]], ontology: Ontology, num_types: int, boxes: bool
 ) -> dict[str, float]:
     hits, answers, known, chances = [], [], [], []
     for index, told in track(rows, f"finding events in {data.source}", unit="picture"):
         found = data.read(index)
         if not (true := _true_roles(found, told)):
             continue
-        events = model.events(found.image, boxes=torch.from_numpy(found.boxes_xyxy_px), ontology=ontology)
+        places = torch.from_numpy(found.boxes_xyxy_px) if boxes else None
+        events = model.events(found.image, boxes=places, ontology=ontology)
         by_type = {name: _boxes_of(roles, found) for name, roles in zip(events.types, events.roles)}
         hits.append(told.event.type == events.types[0])
         best = by_type[events.types[0]]
@@ -114,5 +119,9 @@ def _true_roles(found: Annotation, told: Told) -> set[tuple[str, int]]:
 
 
 def _boxes_of(roles: tuple[Filled, ...], found: Annotation) -> set[tuple[str, int]]:
-    boxes = [tuple(box) for box in found.boxes_xyxy_px.tolist()]
-    return {(each.role, boxes.index(each.box_xyxy_px)) for each in roles}
+    """Each role with the box that its place overlaps most; with none, -1, where that is too little."""
+    if not roles:
+        return set()
+    overlaps = box_iou(torch.tensor([each.box_xyxy_px for each in roles]), torch.from_numpy(found.boxes_xyxy_px))
+    best = zip(roles, *overlaps.max(1))
+    return {(each.role, int(row) if overlap >= _SAME else -1) for each, overlap, row in best}

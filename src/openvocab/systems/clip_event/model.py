@@ -18,7 +18,7 @@ from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.clip.model import CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig
-from openvocab.clip.regions import Detection, crop_embeds
+from openvocab.clip.regions import Detection, crop_embeds, within
 from openvocab.clip.relevance import relevance, spots, whole
 from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.vocabulary import vocabulary
@@ -168,14 +168,16 @@ class CLIPEvent(CLIPSystemModel):
         )
 
     def _spots(self, image: Image.Image, words: list[str]) -> Boxes:
-        """For each word the place that speaks for it rather than for the others (`clip.relevance`)."""
+        """For each word the place that speaks for it rather than for the others (`clip.relevance`), and a margin."""
         if not words:
             return torch.empty(0, 4)
         texts = embed_texts(self.clip, [f"a {word}" for word in words])
         texts = texts - texts.mean(0) if len(words) > 1 else texts
         maps = relevance(self.clip, whole(self.clip, image), texts)
         rows, cols = maps.shape[1:]
-        return spots(maps) * torch.tensor([image.width / cols, image.height / rows] * 2)
+        margin = torch.tensor([-0.5, -0.5, 0.5, 0.5])
+        places = (spots(maps) + margin) * torch.tensor([image.width / cols, image.height / rows] * 2)
+        return within(places, *image.size)
 
     def _chances(
         self, image: Image.Image, boxes: Boxes | Detection | None, places: Boxes, ontology: Ontology
