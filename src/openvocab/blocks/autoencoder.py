@@ -19,6 +19,8 @@ Other = Float[Tensor, "image _ _ _"]
 class ConvConfig:
     """VQGAN's towers. Each level but the last halves the picture.
 
+    `patch`: so many pixels each way are one place from the start, their values its channels; the paper has 1.
+    `bare`: the last convolution reads maps as they are, not normalised ones: small networks then learn in minutes.
     `multiples`: of `channels`, by level; `attention`: levels whose blocks look at the whole map; `groups`: of norms.
     """
 
@@ -28,6 +30,8 @@ class ConvConfig:
     attention: tuple[int, ...] = (4,)
     out_channels: int = 256
     groups: int = 32
+    patch: int = 1
+    bare: bool = False
 
     def __post_init__(self) -> None:
         if self.channels % self.groups:
@@ -37,7 +41,7 @@ class ConvConfig:
 
     @property
     def stride(self) -> int:
-        return 2 ** (len(self.multiples) - 1)
+        return self.patch * 2 ** (len(self.multiples) - 1)
 
 
 class ResBlock(nn.Module):
@@ -125,13 +129,14 @@ class ConvTower(nn.Module):
             levels.append(Level(before, width, blocks, level in config.attention, step, config.groups))
             before = width
         self.levels = nn.Sequential(*levels)
-        self.norm, self.out = _norm(end, config.groups), nn.Conv2d(end, out_channels, 3, padding=1)
+        self.norm = nn.Identity() if config.bare else nn.Sequential(_norm(end, config.groups), nn.SiLU())
+        self.out = nn.Conv2d(end, out_channels, 3, padding=1)
         self.decodes = decodes
 
     def forward(self, x: Maps) -> Other:
         x = self.stem(x)
         x = self.levels(self.middle(x)) if self.decodes else self.middle(self.levels(x))
-        return self.out(F.silu(self.norm(x)))
+        return self.out(self.norm(x))
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -193,11 +198,11 @@ class GroupTower(nn.Module):
         return self.out(F.relu(x))
 
 
-def group_encoder(dim: int, groups: int, blocks: int, num_codes: int) -> GroupTower:
+def group_encoder(dim: int, groups: int, blocks: int, num_codes: int, in_channels: int) -> GroupTower:
     """Pictures to logits over codes."""
     widths = tuple(dim * 2**group for group in range(groups))
     shape = {"stem": (dim, 7), "widths": widths, "kernels": (3, 3, 3, 1), "resize": nn.MaxPool2d(2)}
-    return GroupTower(3, num_codes, blocks=blocks, **shape)
+    return GroupTower(in_channels, num_codes, blocks=blocks, **shape)
 
 
 def group_decoder(dim: int, groups: int, blocks: int, num_codes: int, stem_dim: int, out_channels: int) -> GroupTower:

@@ -29,7 +29,7 @@ from openvocab.data.source import Pairs, PairsConfig
 from openvocab.metrics.generate import psnr
 from openvocab.shapes import Batch
 from openvocab.system import Recipe, System
-from openvocab.systems.autoencoders.dvae import DVAEConfig
+from openvocab.systems.autoencoders.dvae import DVAE, DVAEConfig
 from openvocab.systems.autoencoders.model import Autoencoder, AutoencoderConfig, last
 from openvocab.systems.autoencoders.published import load, to_hf
 from openvocab.systems.autoencoders.second import SecondConfig
@@ -41,12 +41,12 @@ from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
 from openvocab.world.scene import quiet_world
 
-_TOWER = ConvConfig(channels=16, multiples=(1, 2, 4), blocks=1, attention=(), out_channels=32, groups=8)
+_TOWER = ConvConfig(channels=64, multiples=(1,), blocks=0, attention=(), out_channels=32, groups=1, patch=4, bare=True)
 _SMALL = VQGANConfig(
-    tower=_TOWER, quantizer=QuantizerConfig(num_codes=128, dim=32, method="ema", restart_below=0.5), adversary=None
+    tower=_TOWER, quantizer=QuantizerConfig(num_codes=256, dim=32, method="ema", restart_below=0.5), adversary=None
 )
 _TINY = VQGANConfig(
-    tower=replace(_TOWER, channels=8, out_channels=8, multiples=(1, 2), attention=(1,)),
+    tower=ConvConfig(channels=8, multiples=(1, 2), blocks=1, attention=(1,), out_channels=8, groups=4),
     quantizer=QuantizerConfig(num_codes=16, dim=8),
     adversary=AdversaryConfig(channels=8, halvings=2, start=0),
 )
@@ -58,7 +58,19 @@ SIZES = {
     "paper": AutoencoderConfig(network=VQGANConfig(), image_size=256),
     "dvae-tiny": AutoencoderConfig(network=_DVAE_TINY),
     "dvae-small": AutoencoderConfig(
-        network=DVAEConfig(num_codes=128, dim=32, groups=3, blocks=1, stem_dim=32, kl_steps=150, temperature_steps=1800)
+        network=DVAEConfig(
+            num_codes=256,
+            dim=64,
+            groups=1,
+            blocks=4,
+            stem_dim=64,
+            kl_weight=2.0,
+            kl_steps=120,
+            temperature_steps=1400,
+            floor=-2.0,
+            patch=4,
+            contrast=3.0,
+        )
     ),
     "dvae-paper": AutoencoderConfig(network=DVAEConfig(), image_size=256),
     "vae-tiny": AutoencoderConfig(network=VAEConfig(channels=(8, 8), latent_dim=4)),
@@ -126,18 +138,22 @@ def recipe(size: str, source: str = "scenes") -> Recipe[AutoencoderConfig]:
     config = SIZES[size]
     data = DataConfig(pairs=PairsConfig(source=source), batch_size=32, world=quiet_world())
     optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0, clip_norm=1.0)
-    fit = FitConfig(steps=3000, checkpoint_every_steps=500)
-    groups = (GroupConfig(),)
+    fit, groups = FitConfig(steps=2400, checkpoint_every_steps=400), (GroupConfig(),)
     if isinstance(config.network, VQGANConfig):
-        groups = GROUPS
+        optim, fit, groups = replace(optim, lr=3e-3), replace(fit, steps=2600), GROUPS
+    elif isinstance(config.network, DVAEConfig):
+        # Codes keep their meaning while the decoder learns it; both at once, one code soon stands for everything.
+        slow = GroupConfig(name="encoder", prefixes=("network.encoder.",), optim=replace(optim, lr=2e-4))
+        optim, groups = replace(optim, lr=3e-3), (slow, GroupConfig(name="decoder", prefixes=("network.decoder.",)))
     if config.second is not None:
         groups = (GroupConfig(name="second", prefixes=("second.",)),)
-        optim = replace(optim, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+        optim, fit = replace(optim, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01), replace(fit, steps=1500)
     if size.endswith("tiny"):
         data, fit = replace(data, num_scenes=200, batch_size=8), replace(fit, steps=10)
     elif size.endswith("paper"):
         data = replace(data, workers=8, in_memory=False)
         data, optim, fit = _published_run(config, data, optim, fit)
+        groups = (GroupConfig(),) if isinstance(config.network, DVAEConfig) else groups
     return Recipe(model=config, data=data, optim=optim, fit=fit, groups=groups)
 
 
@@ -198,6 +214,9 @@ def prepare(
         workers=data.workers,
         quarantine=folder / "quarantine.jsonl" if folder else None,
     )
+    network = model.network
+    if isinstance(network, DVAE) and network.config.contrast and init is None:
+        network.begin(torch.cat([batches.batch(step)["pixels"] for step in range(4)]))
     stage = Stage(
         name="autoencoders", data=batches, loss=loss, constrain=constrain, optim=recipe.optim, config=recipe.fit
     )

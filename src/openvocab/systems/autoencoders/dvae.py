@@ -24,6 +24,10 @@ EPS = 0.1
 class DVAEConfig:
     """`dim` channels at the picture's size, doubled with each of `groups`; `stem_dim` is where the decoder begins.
 
+    `patch`: so many pixels each way are one place from the start, their values its channels.
+    `floor`: ln b is at least this, or the many pixels of flat grounds, known to a hair, drown the few of edges.
+    `contrast`: the deviation of logits, whose means are 0, on the first batch; codes then say something from the start.
+    The paper has none of these.
     beta rises to `kl_weight` over `kl_steps`, the temperature falls from 1 over `temperature_steps`, by half a cosine.
     """
 
@@ -36,6 +40,9 @@ class DVAEConfig:
     kl_steps: int = 5000
     temperature: float = 1 / 16
     temperature_steps: int = 150_000
+    floor: float | None = None
+    patch: int = 1
+    contrast: float | None = None
 
 
 class DVAE(nn.Module):
@@ -43,13 +50,21 @@ class DVAE(nn.Module):
 
     def __init__(self, config: DVAEConfig):
         super().__init__()
-        self.config, self.num_codes, self.stride = config, config.num_codes, 2 ** (config.groups - 1)
-        shape = (config.dim, config.groups, config.blocks, config.num_codes)
-        self.encoder = group_encoder(*shape)
-        self.decoder = group_decoder(*shape, config.stem_dim, out_channels=6)
+        self.config, self.num_codes, self.stride = config, config.num_codes, config.patch * 2 ** (config.groups - 1)
+        shape, folded = (config.dim, config.groups, config.blocks, config.num_codes), config.patch**2
+        self.encoder = group_encoder(*shape, in_channels=3 * folded)
+        self.decoder = group_decoder(*shape, config.stem_dim, out_channels=6 * folded)
 
     def logits(self, pixels_01: Maps) -> Float[Tensor, "image code rows cols"]:
-        return self.encoder(map_pixels(pixels_01))
+        return self.encoder(F.pixel_unshuffle(map_pixels(pixels_01), self.config.patch))
+
+    @torch.no_grad()
+    def begin(self, pixels_01: Maps) -> None:
+        """Scales and shifts the encoder's last layer as `contrast` says."""
+        logits, last = self.logits(pixels_01), self.encoder.out
+        scale = (self.config.contrast or 1.0) / logits.std((0, 2, 3))
+        last.weight.mul_(scale.view(-1, 1, 1, 1))
+        last.bias.copy_((last.bias - logits.mean((0, 2, 3))) * scale)  # type: ignore[union-attr]
 
     def encode(self, pixels_01: Maps) -> Codes:
         return self.logits(pixels_01).argmax(1)
@@ -59,15 +74,22 @@ class DVAE(nn.Module):
 
     def decode_soft(self, chosen: Float[Tensor, "image code rows cols"]) -> Maps:
         """Pixels of shares of codes, which carry a gradient; of what the decoder says, b is of no matter here."""
-        return unmap_pixels(self.decoder(chosen)[:, :3].sigmoid())
+        return unmap_pixels(self.said(chosen)[:, :3].sigmoid())
+
+    def said(self, chosen: Float[Tensor, "image code rows cols"]) -> Float[Tensor, "image 6 height width"]:
+        """mu, then ln b, of each value of a picture."""
+        found = F.pixel_shuffle(self.decoder(chosen), self.config.patch)
+        if self.config.floor is None:
+            return found
+        return torch.cat([found[:, :3], found[:, 3:].clamp(min=self.config.floor)], 1)
 
     def losses(self, pixels_01: Maps, step: int) -> Losses:
         """`hard_nll` is what is lost beyond `nll` when codes are taken instead of their relaxation."""
         config, target = self.config, map_pixels(pixels_01)
-        logits = self.encoder(target)
+        logits = self.logits(pixels_01)
         temperature = annealed(step, config.temperature_steps, 1.0, config.temperature)
         chosen = F.gumbel_softmax(logits, temperature, dim=1)
-        nll = laplace_nll(target, self.decoder(chosen)).mean()
+        nll = laplace_nll(target, self.said(chosen)).mean()
         kl = uniform_kl(logits).mean() * logits[0, 0].numel() / pixels_01[0].numel()
         loss = nll + annealed(step, config.kl_steps, 0.0, config.kl_weight) * kl
         found = {"loss": loss, "nll": nll, "kl": kl, "diag/temperature": torch.tensor(temperature)}

@@ -77,7 +77,7 @@ def vqgan_rules(config: VQGANConfig, layout: str) -> list[Rule]:
     last = len(config.tower.multiples) - 1
     pairs = {"to_codes": "quant_conv", "from_codes": "post_quant_conv"}
     for tower, side in (("encoder", "down"), ("decoder", "up")):
-        pairs |= {f"{tower}.stem": f"{tower}.conv_in", f"{tower}.norm": f"{tower}.{names['last'][0]}"}
+        pairs |= {f"{tower}.stem": f"{tower}.conv_in", f"{tower}.norm.0": f"{tower}.{names['last'][0]}"}
         pairs[f"{tower}.out"] = f"{tower}.{names['last'][1]}"
         parts = {f"middle.{number}": name for number, name in enumerate(names["middle"])}
         for level in range(last + 1):
@@ -233,6 +233,9 @@ def to_published(model: Autoencoder, layout: str) -> State:
     fits = DVAEConfig if layout == "openai" else VQGANConfig
     if not isinstance(network, fits) or model.second is not None:
         raise ValueError(f"{model.name}: {layout} holds only the network of a {fits.__name__.removesuffix('Config')}")
+    patch = network.patch if isinstance(network, DVAEConfig) else network.tower.patch
+    if patch > 1 or (isinstance(network, VQGANConfig) and network.tower.bare):
+        raise ValueError(f"{model.name}: {layout} has neither patches nor bare ends, which this network has")
     rules = dvae_rules(network) if isinstance(network, DVAEConfig) else vqgan_rules(network, layout)
     unsaid = (*_UNSAID, "network.discriminator.") if layout == "diffusers" else _UNSAID
     return to_theirs({n: tensor for n, tensor in model.state_dict().items() if not n.startswith(unsaid)}, rules)

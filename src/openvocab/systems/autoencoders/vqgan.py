@@ -57,22 +57,22 @@ class VQGAN(nn.Module):
         super().__init__()
         self.config, tower, book = config, config.tower, config.quantizer
         self.num_codes, self.stride = book.num_codes, tower.stride
-        self.encoder = ConvTower(tower, 3, tower.out_channels, decodes=False)
+        self.encoder = ConvTower(tower, 3 * tower.patch**2, tower.out_channels, decodes=False)
         self.to_codes = nn.Conv2d(tower.out_channels, book.dim, 1)
         self.quantize = GumbelQuantizer(book) if book.method == "gumbel" else VectorQuantizer(book)
         self.from_codes = nn.Conv2d(book.dim, tower.out_channels, 1)
-        self.decoder = ConvTower(tower, tower.out_channels, 3, decodes=True)
+        self.decoder = ConvTower(tower, tower.out_channels, 3 * tower.patch**2, decodes=True)
         adversary = config.adversary
         self.discriminator = PatchDiscriminator(adversary.channels, adversary.halvings) if adversary else None
         self.distance: Distance | None = None
 
     def vectors(self, pixels_01: Maps) -> Vectors:
         """What is quantised."""
-        return self.to_codes(self.encoder(2 * pixels_01 - 1))
+        return self.to_codes(self.encoder(F.pixel_unshuffle(2 * pixels_01 - 1, self.config.tower.patch)))
 
     def decode_vectors(self, vectors: Vectors) -> Maps:
         """Pixels of vectors, quantised or not, with a gradient; not clamped."""
-        return (self.decoder(self.from_codes(vectors)) + 1) / 2
+        return (F.pixel_shuffle(self.decoder(self.from_codes(vectors)), self.config.tower.patch) + 1) / 2
 
     def encode(self, pixels_01: Maps) -> Codes:
         return self.quantize.codes(self.vectors(pixels_01))
