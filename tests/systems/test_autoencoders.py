@@ -11,8 +11,8 @@ from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 import recorded
+from openvocab import cli, loading, systems
 from openvocab import config as configs
-from openvocab import loading, systems
 from openvocab.blocks.quantize import GumbelQuantizer, QuantizerConfig, VectorQuantizer, spread, uniform_kl
 from openvocab.clip.layouts import to_theirs
 from openvocab.lab.training import train_system
@@ -136,6 +136,19 @@ class TestNumerics:
         pixels = torch.rand(1, 3, 4, 4)
         torch.testing.assert_close(unmap_pixels(map_pixels(pixels)), pixels)
         assert unmap_pixels(torch.tensor([[[[0.0, 1.0]]]])).tolist() == [[[[0.0, 1.0]]]]
+
+    def test_codes_say_something_from_the_start(self):
+        network = made("dvae-tiny", network=replace(SYSTEM.sizes["dvae-tiny"].network, contrast=3.0)).network
+        pixels = torch.rand(4, 3, 8, 8)
+        network.begin(pixels)
+        logits = network.logits(pixels)
+        torch.testing.assert_close(logits.std((0, 2, 3)), torch.full((16,), 3.0))
+        torch.testing.assert_close(logits.mean((0, 2, 3)), torch.zeros(16), atol=1e-4, rtol=0)
+
+    def test_patches_and_bare_ends_have_no_published_place(self):
+        for size, layout in (("small", "taming"), ("dvae-small", "openai")):
+            with pytest.raises(ValueError, match="neither patches nor bare ends"):
+                to_published(made(size), layout)
 
     def test_schedules(self):
         assert [annealed(step, 100, 1.0, 0.0) for step in (0, 50, 100, 500)] == pytest.approx([1, 0.5, 0, 0], abs=1e-12)
@@ -368,6 +381,24 @@ class TestVerbs:
         first, again, other = (model.sample(3, seed=seed).pixels_01 for seed in (0, 0, 1))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
+
+    def test_codes_from_the_command_line_and_back(self, tmp_path, capsys):
+        made("tiny").save(tmp_path / "model")
+        Image.new("RGB", (40, 32), (9, 90, 200)).save(tmp_path / "a.png")
+        words = ["codes", "--model", str(tmp_path / "model"), "--json"]
+        assert cli.run([*words, str(tmp_path / "a.png"), "--out", str(tmp_path / "there")]) == 0
+        assert json.loads(capsys.readouterr().out)["shape"] == [16, 20]
+        file = str(tmp_path / "there" / "codes.json")
+        assert cli.run([*words, "--decode", file, "--out", str(tmp_path / "back")]) == 0
+        there, back = (Image.open(tmp_path / name / "picture.png") for name in ("there", "back"))
+        assert there.tobytes() == back.tobytes()
+        made("tiny", seed=1).save(tmp_path / "other")
+        capsys.readouterr()
+        words[2] = str(tmp_path / "other")
+        assert cli.run([*words, "--decode", file, "--out", str(tmp_path / "back")]) == 1
+        assert "which mean nothing to" in capsys.readouterr().err
+        assert cli.run([*words, "--decode", str(tmp_path / "a.png"), "--out", str(tmp_path / "back")]) == 1
+        assert cli.run([*words, "--out", str(tmp_path / "back")]) == 2
 
     @pytest.mark.parametrize(
         ("size", "given", "message"),

@@ -93,6 +93,29 @@ def generate(
 
 
 @app.command()
+def codes(
+    out: Annotated[Path, typer.Option(help="A folder for codes.json and picture.png.")],
+    picture: Annotated[str | None, typer.Argument(help="A picture.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A trained autoencoder: its run or folder.")] = None,
+    decode: Annotated[Path | None, typer.Option(help="Instead of a picture a codes.json, to make its picture.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Writes a picture as codes, and the picture that codes make."""
+    if (picture is None) == (decode is None):
+        raise typer.BadParameter("give a picture, or codes by --decode: one of them", param_hint="PICTURE")
+    from openvocab.clip.created import Pictures
+
+    coder = trained(model, "reconstruct", "autoencoders")
+    found = coder.encode(picture) if decode is None else coder.read_codes(decode)
+    files = Pictures(coder.decode(found)).save(out, ["picture"])
+    if decode is None:
+        coder.write_codes(found, out / "codes.json")
+        files.append(out / "codes.json")
+    shown = {"shape": list(found.shape[1:]), "codes": found[0].tolist(), "files": list(map(str, files))}
+    show({**shown, "model": {"name": coder.name, "fingerprint": coder.fingerprint}}, as_json, "\n".join(shown["files"]))
+
+
+@app.command()
 def rank(
     pictures: Annotated[list[str], typer.Argument(help="Pictures.")],
     text: Annotated[str, typer.Option(help="What they are ordered by.")],

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from openvocab import storage
 from openvocab.clip.created import Pictures
 from openvocab.clip.dense import dense_pixels
 from openvocab.clip.engine import Picture, evaluating
@@ -123,6 +125,25 @@ class Autoencoder(SystemModel):
         with evaluating(self):
             parts = [self.network.decode(part.to(self.device)).clamp(0, 1).cpu() for part in codes.split(_AT_ONCE)]
         return torch.cat(parts)
+
+    def write_codes(self, codes: Tensor, path: Path | str) -> None:
+        """The codes of one picture as json, with the model that they are of."""
+        storage.write_json(
+            path, {"model": {"name": self.name, "fingerprint": self.fingerprint}, "codes": codes[0].tolist()}
+        )
+
+    def read_codes(self, path: Path | str) -> Tensor:
+        """What `write_codes` wrote; ValueError where it is no such file, or of another model."""
+        found = storage.read_json(path)
+        if not isinstance(found, dict) or not {"model", "codes"} <= found.keys():
+            raise ValueError(f"{path}: not a file of codes, as `openvocab codes PICTURE` writes them")
+        if found["model"]["fingerprint"] != self.fingerprint:
+            theirs, mine = found["model"], {"name": self.name, "fingerprint": self.fingerprint}
+            raise ValueError(f"{path}: codes of {theirs}, which mean nothing to {mine}")
+        try:
+            return torch.tensor([found["codes"]])
+        except (TypeError, ValueError):
+            raise ValueError(f"{path}: codes are not a grid of numbers") from None
 
     def reconstruct(self, pictures: Picture | Sequence[Picture] | Tensor) -> Pixels:
         """What is left of pictures when they go through codes."""
