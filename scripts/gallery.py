@@ -19,6 +19,7 @@ from openvocab.data.annotated import open_source
 from openvocab.data.scenes import open_annotated_scenes
 from openvocab.lab import overlay, starts
 from openvocab.lab.overlay import depth_colours, label_colours
+from openvocab.lab.studies import autoencoders as coding
 from openvocab.lab.studies import clip4clip as watching
 from openvocab.lab.studies import dalle as drawing
 from openvocab.lab.studies import depthclip as study
@@ -249,6 +250,23 @@ def generated(prompts: int = 6, shown: int = 8, zoom: int = 2) -> Image.Image:
     return page.quantize(256)
 
 
+def codes(count: int = 8, zoom: int = 2) -> Image.Image:
+    """Scenes, their codes in colours, what these make of them; below, a VAE's latents from -2 to 2, one a row."""
+    model, vae = (loading.load(trained(arm, 0) / "model") for arm in (coding.VQGAN, coding.VAE))
+    drawn, _ = coding.pictures(0)
+    pixels = drawn[:count]
+    grid = torch.from_numpy(label_colours(model.network.num_codes).astype(np.float32)) / 255
+    coloured = grid[model.encode(pixels)].permute(0, 3, 1, 2)
+    side = pixels.shape[2]
+    rows = [pixels, torch.nn.functional.interpolate(coloured, (side, side)), model.reconstruct(pixels)]
+    begin, spread = vae.encode(pixels[:1]), vae.encode(drawn).var(0)
+    for latent in spread.topk(4).indices.tolist():
+        moved = begin.repeat(count, 1)
+        moved[:, latent] = torch.linspace(-2, 2, count)
+        rows.append(vae.decode(moved))
+    return sheet((torch.cat(rows) * 255).round().byte().numpy(), count, zoom)
+
+
 def framed(found: Detection, picture: Image.Image) -> np.ndarray:
     """Boxes as lines of the colour of their class over a pale picture, the surest on top."""
     pale = Image.blend(picture.convert("RGB"), Image.new("RGB", picture.size, "white"), 0.6)
@@ -336,6 +354,8 @@ def main() -> None:
     save("explaining.png", explaining())
     if all((arm.folder(0) / "model").exists() for arm in watching.HEADS.values()):
         save("clips.png", clips())
+    if all((arm.folder(0) / "model").exists() for arm in (coding.VQGAN, coding.VAE)):
+        save("codes.png", codes())
     if (painting.UNCLIP.folder(0) / "model").exists():
         save("unclip.png", unclip())
     if (study.FOG.folder(0) / "model").exists():
