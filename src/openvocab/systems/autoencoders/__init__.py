@@ -275,5 +275,6 @@ SYSTEM = System(
     example=example,
     load=load,
     to_hf=to_hf,
+    parameters={"paper": 74_907_332, "dvae-paper": 97_616_006},
     minutes={"small": 6.0},
 )
