@@ -189,6 +189,7 @@ def test_the_verb_writes_both_files(tmp_path, capsys):
     assert said["svg"] == str(out)
     assert out.with_suffix(".png").exists()
     assert len(from_svg(out.read_text()).points) == 3
-    for extra, named in ((["--set", "stroke=2"], "nearest is 'strokes'"), (["--out", "x.png"], "is an .svg file")):
-        assert run([*command, "--set", "steps=1", *extra]) == 1
+    wrong = ["--set", "stroke=2"], ["--out", "x.png"]
+    for extra, named, code in zip(wrong, ("nearest is 'strokes'", "is an .svg file"), (1, 2)):
+        assert run([*command, "--set", "steps=1", *extra]) == code
         assert named in capsys.readouterr().err

@@ -10,7 +10,16 @@ from openvocab.cli.app import Json, Model, app, chosen_model, show, trained
 if TYPE_CHECKING:
     from openvocab.clip.created import Drawing
 
-Svg = Annotated[Path, typer.Option("--out", help="The drawing, .svg; beside it a .png of the same name.")]
+
+def _svg(out: Path) -> Path:
+    if out.suffix.lower() != ".svg":
+        raise typer.BadParameter(f"{out}: a drawing is an .svg file")
+    return out
+
+
+Svg = Annotated[
+    Path, typer.Option("--out", callback=_svg, help="The drawing, .svg; beside it a .png of the same name.")
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="name=value, for example strokes=16 or steps=500.")]
 Seed = Annotated[int, typer.Option(help="Another number, another picture.")]
 
@@ -150,8 +159,6 @@ def _write(drawing: "Drawing", out: Path, about: dict[str, Any], as_json: bool) 
     from openvocab import storage
     from openvocab.clip.created import Pictures
 
-    if out.suffix.lower() != ".svg":
-        raise ValueError(f"--out {out}: a drawing is an .svg file")
     storage.write_text(out, drawing.svg)
     (shown,) = Pictures(drawing.pixels_01[None]).save(out.parent, [out.stem])
     show(about | {"svg": str(out), "png": str(shown)}, as_json, f"{out}\n{shown}")
