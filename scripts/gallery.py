@@ -19,6 +19,7 @@ from openvocab.data.annotated import open_source
 from openvocab.data.scenes import open_annotated_scenes
 from openvocab.lab import overlay, starts
 from openvocab.lab.overlay import depth_colours, label_colours
+from openvocab.lab.starts import QUIET
 from openvocab.lab.studies import autoencoders as coding
 from openvocab.lab.studies import clip4clip as watching
 from openvocab.lab.studies import dalle as drawing
@@ -301,13 +302,15 @@ def drawings(side: int = 96) -> Image.Image:
     """What CLIPDraw makes of words, and CLIPasso of pictures with 1, 4, 8 and 16 strokes; on grey paper."""
     said = ("red circle", "blue square", "green triangle", "purple ring", "orange cross", "yellow diamond")
     maker = strokes.clip(strokes.OPTIMISER)
-    artist = systems.get("clipdraw").build(replace(strokes.DRAWING, steps=250, starts=2), maker)
+    artist = systems.get("clipdraw").build(strokes.DRAWING, maker)
     columns = {name: [enlarged(artist.draw(f"a {name}"), side)] for name in said}
-    counts, seen = (1, 4, 8, 16), [strokes.shown(seed)[seed] for seed in range(len(said))]
-    for column, (image, mask, _) in zip(columns.values(), seen):
+    counts, scenes = (1, 4, 8, 16), class_scenes(np.array([CLASSES.index(name) for name in said]), QUIET, seed=5)
+    seen = zip(render(scenes, QUIET.size_px).transpose(0, 2, 3, 1), truth(scenes, QUIET.size_px).masks[:, 0])
+    for column, (pixels, mask) in zip(columns.values(), seen):
+        image = Image.fromarray(np.ascontiguousarray(pixels))
         column.append(np.array(image))
         for count in counts:
-            config = replace(strokes.SKETCHING, strokes=count, starts=2)
+            config = replace(strokes.SKETCHING, strokes=count)
             sketcher = systems.get("clipasso").build(config, maker)
             column.append(enlarged(sketcher.sketch(image, mask=mask), side))
     names = ["drawn", "picture", *(f"{count} strokes" for count in counts)]
