@@ -96,7 +96,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[DALLEConfig]:
     """The training run of a size, on the quiet world or on the pairs of `source`."""
     data = DALLEData(pairs=PairsConfig(source=source))
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.96), eps=1e-8, weight_decay=4.5e-2, clip_norm=4.0)
-    fit = FitConfig(steps=1200, ema_decay=0.99, checkpoint_every_steps=150)
+    fit = FitConfig(steps=4000, ema_decay=0.99, checkpoint_every_steps=250)
     if size == "tiny":
         data, fit = replace(data, num_scenes=200, batch_size=16), replace(fit, steps=10)
     elif size == "paper":
@@ -174,5 +174,5 @@ SYSTEM = System(
     example=example,
     load=DALLE.load,
     init=("autoencoders", "dvae-small"),
-    minutes={"small": 10.0},
+    minutes={"small": 25.0},
 )
