@@ -22,5 +22,6 @@ def test_every_gate_is_a_bound_on_one_figure():
     assert [str(claim.gate) for claim in CLAIMS] == [
         "margin > 0",
         "times chance > 2",
+        "both, role_f1 > 0.5",
         "both and transport, own box > 0.9",
     ]

@@ -47,7 +47,7 @@ _NO_WORSE, _PSNR, _KEPT, _TURNS, _CHANGED = -0.02, 25.0, 0.5, 0.7, 0.3
 the way from picture to picture, of the best text diff."""
 _SHOWN = ("best of 1", "best of 2", "no prior", "mean embedding", "true embedding", "captions alone")
 _SHOWN += ("best of 2, unheard", "no prior, unheard", "captions of others", "real pictures")
-WORLD = "generated scenes of one object, 32 px; a CLIP of 0.7 M parameters, a prior of 0.7 M, a decoder of 0.9 M"
+WORLD = "generated scenes of one object, 32 px; a CLIP of 0.7 M parameters, a prior of 0.7 M, a decoder of 0.5 M"
 
 
 @cache
