@@ -7,7 +7,7 @@ Reproduced: architectures, losses and schedules; both published sets of weights 
 Differs from the papers: the perceptual distance is of a CLIP's features, given by --init, not of VGG's; the commitment
 weight is on the encoder's term unless `quantizer.legacy` is set; learning rates fall to zero.
 
-    openvocab train autoencoders --size vqgan-small --out run         also vae-small, dvae-small; small is vqgan-small
+    openvocab train autoencoders --out run                  a VQGAN; --size vae-small, dvae-small for the others
     openvocab train autoencoders --size second-small --init run --out codes
 """
 

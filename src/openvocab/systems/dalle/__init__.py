@@ -8,7 +8,7 @@ those of a trained dVAE or VQGAN, which stays as it is. A share of captions is l
 Differs from the paper: pads are not predicted; the learning rate is not halved on plateaus; no scaling of gradients,
 which bfloat16 does not need. Best of N by a CLIP: `clip.ranking`.
 
-    openvocab train autoencoders --size dvae-small --out codes
+    openvocab train autoencoders --out codes
     openvocab train dalle --init codes --out run
     openvocab generate "a red circle on the left" --model run --out pictures
 """
@@ -173,6 +173,6 @@ SYSTEM = System(
     open=open_test,
     example=example,
     load=DALLE.load,
-    init=("autoencoders", "dvae-small"),
+    init=("autoencoders", "small"),
     minutes={"small": 25.0},
 )

@@ -264,5 +264,5 @@ def check_coder(coder: Any) -> None:
     if not getattr(coder, "is_grid", False):
         raise ValueError(
             f"dalle writes the codes of a dVAE or VQGAN, a {type(coder).__name__} has none; train one with: "
-            "openvocab train autoencoders --size dvae-small --out RUN"
+            "openvocab train autoencoders --out RUN"
         )
