@@ -212,6 +212,73 @@ def clipasso(clone: Path) -> Numbers:
     return found
 
 
+def stylegan2(clone: Path) -> Numbers:
+    """rosinality's modulated convolution, fused and not, and whole generator; its kernels are their own CPU forms."""
+    with importing(clone, "torch.utils.cpp_extension"):
+        theirs = importlib.import_module("model")
+    found: Numbers = {}
+    x, latents = recorded.modulated()
+    for up in (False, True):
+        for fused in (True, False):
+            conv = styled(theirs.ModulatedConv2d(6, 4, 3, 8, upsample=up, fused=fused), "conv.")
+            name = f"{'up' if up else 'same'}, {'fused' if fused else 'plain'}"
+            found[name] = written(conv(x, latents), **dict(conv.named_parameters()))
+    z, plus, mean = recorded.styled_latents()
+    model = styled(theirs.Generator(recorded.STYLED, z.shape[1], recorded.STYLED_MAP)).eval()
+    for number in range(model.num_layers):
+        noise = getattr(model.noises, f"noise_{number}")
+        noise.copy_(recorded.weights({f"noises.noise_{number}": tuple(noise.shape)})[f"noises.noise_{number}"] * 20)
+    found["w"] = rounded(model.get_latent(z).detach())
+    fixed = {"randomize_noise": False}
+    with torch.no_grad():
+        found["w+"] = rounded(model([plus], input_is_latent=True, **fixed)[0][:, :, ::2, ::2])
+        found["truncated"] = rounded(model([z], truncation=0.7, truncation_latent=mean, **fixed)[0][:, :, ::2, ::2])
+    return {**found, "picture": written(model([z], **fixed)[0], **dict(model.named_parameters()))}
+
+
+def styleclip(clone: Path) -> Numbers:
+    """The step in S of a global direction, the mapper, the ramps of the rate; and NVlabs' generator, which is in it."""
+    fakes = ("tensorflow", "clip", "matplotlib", "matplotlib.pyplot", "torchvision", "tqdm", "criteria.clip_loss")
+    fakes += ("criteria.id_loss", "utils", "manipulate", "torch.utils.cpp_extension", "requests", "mapper.training")
+    with importing(clone, *fakes, "mapper.training.train_utils") as fake:
+        fake["mapper.training.train_utils"].STYLESPACE_DIMENSIONS = [4, 4, 6]
+        Tensor.cuda = lambda self: self  # type: ignore[method-assign]  # its layers go there of themselves
+        mappers = importlib.import_module("mapper.latent_mappers")
+        ramp = importlib.import_module("optimization.run_optimization").get_lr
+        with importing(clone / "global_directions"):
+            maps, single = (importlib.import_module(name) for name in ("MapTS", "SingleChannel"))
+        with importing(clone / "global_torch"):
+            networks = importlib.import_module("training.networks")
+    features, (sigma, text) = recorded.channel_pictures(), recorded.channel_sigmas()
+    relevance = single.GetFs(features.numpy().astype("float64"))
+    parts = [part.numpy() for part in sigma.split([4, 4, 6])]
+    space = SimpleNamespace(mindexs=[0, 2], s_names=["conv0", "ToRGB0", "conv1"], code_std=parts)
+    space.dlatents = [part[None] for part in parts]
+    steps, count = maps.GetBoundary(relevance, text.numpy(), space, threshold=recorded.BETA)
+    off = {f"no_{part}_mapper": False for part in ("coarse", "medium", "fine")}
+    mapper = styled(mappers.LevelsMapper(SimpleNamespace(**off)), "mapping.")
+    generator = networks.Generator(
+        z_dim=32, c_dim=0, w_dim=32, img_resolution=16, img_channels=3, mapping_kwargs={"num_layers": 2},
+        synthesis_kwargs={"channel_base": 128, "channel_max": 16, "num_fp16_res": 0},
+    ).eval()  # fmt: skip
+    state = generator.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items() if not name.endswith("resample_filter")}
+    generator.load_state_dict(state | recorded.styled_weights(shapes))
+    z, _, _ = recorded.styled_latents()
+    with torch.no_grad():
+        drawn = generator(z, None, truncation_psi=0.7, noise_mode="const")
+        mapped = mapper(recorded.signs())[..., ::32]
+    return {
+        "relevance": rounded(torch.from_numpy(relevance)),
+        "step": [value for part in steps for value in rounded(torch.as_tensor(part))],
+        "channels": int(count),
+        "mapper": rounded(mapped),
+        "rates": [ramp(step / 40, 0.1) for step in range(40)],
+        "nvlabs": rounded(drawn[0] if isinstance(drawn, tuple) else drawn),
+        "shapes": shapes,
+    }
+
+
 SYSTEMS: dict[str, Callable[[Path], Numbers]] = {
     "clip4clip": clip4clip,
     "actionclip": actionclip,
@@ -221,6 +288,8 @@ SYSTEMS: dict[str, Callable[[Path], Numbers]] = {
     "dvae": dvae,
     "vqgan": vqgan,
     "clipasso": clipasso,
+    "stylegan2": stylegan2,
+    "styleclip": styleclip,
 }
 
 
@@ -231,6 +300,14 @@ def filled(model: nn.Module, prefix: str = "") -> nn.Module:
         name.removeprefix(prefix): value
         for name, value in recorded.weights(shapes, **({"gains": recorded.NORMS} if prefix else {})).items()
     }
+    model.load_state_dict(made, strict=False)
+    return model
+
+
+def styled(model: nn.Module, prefix: str = "") -> nn.Module:
+    """Weights of size 1 by the names that parameters have under a prefix."""
+    shapes = {prefix + name: tuple(value.shape) for name, value in model.named_parameters()}
+    made = {name.removeprefix(prefix): value for name, value in recorded.styled_weights(shapes).items()}
     model.load_state_dict(made, strict=False)
     return model
 

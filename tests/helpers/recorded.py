@@ -157,3 +157,44 @@ def gray() -> Tensor:
     """Of 48 by 40 pixels, in the range of normalised ones: slow waves with darker lines."""
     across = sine(40, 0.2, 0, 1.2)[None] + sine(48, 0.13, 1, 0.8)[:, None]
     return across - 1.5 * (torch.arange(40) % 11 == 5) * (torch.arange(48) > 10)[:, None]
+
+
+STYLED, STYLED_MAP = 16, 2
+"""Of rosinality's generator: the side of its pictures, layers of its mapping; the latents have 32 values."""
+
+
+def styled_latents() -> tuple[Tensor, Tensor, Tensor]:
+    """Of Z, of W+, and a mean of W."""
+    return sine(32, 0.7, 0.2).view(1, 32), sine(6 * 32, 0.9).view(1, 6, 32), sine(32, 0.3, 1.0)
+
+
+def modulated() -> tuple[Tensor, Tensor]:
+    """Maps and latents of two pictures."""
+    return sine(2 * 6 * 16, 0.37).view(2, 6, 4, 4), sine(2 * 8, 0.9).view(2, 8)
+
+
+def styled_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Of size 1, those of the mapping of 100, as both are multiplied by the rate of the layer."""
+    state = {name: 20 * value for name, value in weights(shapes).items()}
+    return {
+        name: 100 * value if re.match(r"style\.|mapping\.(fc|\d)", name) else value for name, value in state.items()
+    }
+
+
+def channel_pictures() -> Tensor:
+    """CLIP's embeddings of 3 codes with each of 10 channels low and high."""
+    return sine(10 * 3 * 2 * 6, 0.83, 0.1).view(10, 3, 2, 6)
+
+
+def channel_sigmas() -> tuple[Tensor, Tensor]:
+    """Of a generator of two convolutions of 4 and 6 channels with colours made after the first, and the text's step."""
+    return 1 + 0.5 * sine(14, 0.77), torch.nn.functional.normalize(sine(6, 1.3, 0.4), dim=0)
+
+
+BETA = 0.2
+"""Least relevance of a channel that the step moves."""
+
+
+def signs() -> Tensor:
+    """Latents of 18 layers on which every norm agrees: values of size 1."""
+    return sine(18 * 512, 0.61, 0.3).sign().view(1, 18, 512)

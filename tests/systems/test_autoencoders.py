@@ -13,6 +13,7 @@ from torch.distributions import Normal, kl_divergence
 import recorded
 from openvocab import cli, loading, systems
 from openvocab import config as configs
+from openvocab.blocks.autoencoder import gaussian_kl
 from openvocab.blocks.quantize import GumbelQuantizer, QuantizerConfig, VectorQuantizer, spread, uniform_kl
 from openvocab.clip.layouts import to_theirs
 from openvocab.lab.training import train_system
@@ -20,7 +21,6 @@ from openvocab.systems import autoencoders
 from openvocab.systems.autoencoders.dvae import annealed, laplace_nll, map_pixels, unmap_pixels
 from openvocab.systems.autoencoders.published import from_taming, load, to_published
 from openvocab.systems.autoencoders.second import corner
-from openvocab.systems.autoencoders.vae import gaussian_kl
 from openvocab.systems.autoencoders.vqgan import adaptive_weight, clip_distance
 from openvocab.testing import check_system
 

@@ -13,6 +13,7 @@ from openvocab.blocks.transformer import normal_
 Maps = Float[Tensor, "image channel height width"]
 Other = Float[Tensor, "image _ _ _"]
 """Maps of other sizes or channels."""
+Latents = Float[Tensor, "image latent"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,3 +240,8 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x: Maps) -> Float[Tensor, "image 1 rows cols"]:
         return self.layers(x)
+
+
+def gaussian_kl(mean: Latents, log_variance: Latents) -> Latents:
+    """KL(N(mu, s^2) || N(0, 1)) of each latent."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)

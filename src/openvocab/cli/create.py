@@ -22,6 +22,7 @@ Svg = Annotated[
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="name=value, for example strokes=16 or steps=500.")]
 Seed = Annotated[int, typer.Option(help="Another number, another picture.")]
+_STRENGTHS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0)
 
 
 @app.command()
@@ -99,6 +100,32 @@ def generate(
     files = made.save(out)
     found = [{"picture": str(path), **row} for path, row in zip(files, rows)]
     show({"prompt": prompt, "pictures": found}, as_json, "\n".join(map(str, files)))
+
+
+@app.command()
+def edit(
+    picture: Annotated[str, typer.Argument(help="A picture.")],
+    source: Annotated[str, typer.Option("--from", help="What it shows.")],
+    target: Annotated[str, typer.Option("--to", help="What it should show instead.")],
+    out: Annotated[Path, typer.Option(help="A folder for edited.png and grid.png.")],
+    model: Annotated[str | None, typer.Option("--model", help="A styleclip: its run, .pt or .pkl.")] = None,
+    guide: Annotated[str | None, typer.Option(help="The CLIP that reads the words.")] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Edits a picture by words: the edit, and a row of it from its opposite to twice as much."""
+    editor = trained(model, "edit", "styleclip")
+    source_of_clip = chosen_model(guide)
+    from openvocab import loading
+    from openvocab.clip.created import Pictures
+    from openvocab.systems.styleclip.editing import chosen
+
+    method, clip = chosen(settings or []), loading.load(source_of_clip)
+    row = editor.edit(picture, source, target, clip=clip, edit=method, strengths=_STRENGTHS).pixels_01
+    files = Pictures(row[_STRENGTHS.index(1.0)][None]).save(out, ["edited"])
+    files += Pictures(row.permute(1, 2, 0, 3).flatten(2)[None]).save(out, ["grid"])
+    about = {"picture": picture, "from": source, "to": target, "files": list(map(str, files)), "strengths": _STRENGTHS}
+    show(about, as_json, f"{files[0]}  {files[1]}: strengths {' '.join(f'{share:g}' for share in _STRENGTHS)}")
 
 
 @app.command()

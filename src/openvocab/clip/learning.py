@@ -17,10 +17,12 @@ from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.vocabulary import words_of
 from openvocab.data.annotated import Annotated, AnnotatedBatches, AnnotatedConfig, MakeSample
 from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, StrongConfig, Transform
+from openvocab.data.batches import Batches
 from openvocab.data.depths import ROOMS, open_room_crops
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.pairs import open_pairs
+from openvocab.data.pictures import picture_batches
 from openvocab.data.radiographs import open_radiographs
 from openvocab.data.scenes import TEST_SEED, HardNegatives, open_scenes, stream_of
 from openvocab.data.shapes import is_shapes, open_shapes
@@ -29,7 +31,7 @@ from openvocab.shapes import Tokens
 from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.world.caption import CaptionConfig
-from openvocab.world.scene import Holdout, WorldConfig
+from openvocab.world.scene import Holdout, WorldConfig, quiet_world
 
 PIXELS = PreprocessConfig(image_size=32, mean=(0.45, 0.45, 0.45), std=(0.25, 0.25, 0.25))
 """Of the generated world."""
@@ -121,6 +123,29 @@ def open_test(pairs: PairsConfig) -> Pairs:
         return open_pairs(pairs)
     count, stream = stream_of(pairs.source)
     return open_scenes(count, seed=TEST_SEED + stream, split="held_out")
+
+
+def open_quiet(source: str) -> Pairs:
+    """Pictures to measure on; `scenes`, `scenes:COUNT` and `scenes:COUNT:STREAM` are of the quiet world."""
+    if source.split(":")[0] != "scenes":
+        return open_test(PairsConfig(source=source))
+    count, stream = stream_of(source)
+    return open_scenes(count, world=quiet_world(), seed=TEST_SEED + stream, split="all", holdout=None)
+
+
+def picture_stream(data: DataConfig, pairs: Pairs, pixels: PreprocessConfig, seed: int, folder: Path | None) -> Batches:
+    """Batches of pictures alone, on every process its share; unreadable ones are written down in the run's folder."""
+    group = distributed.world()
+    return picture_batches(
+        pairs,
+        transform(data, pixels),
+        batch_size=data.batch_size,
+        seed=seed,
+        rank=distributed.rank(group),
+        world_size=distributed.world_size(group),
+        workers=data.workers,
+        quarantine=folder / "quarantine.jsonl" if folder else None,
+    )
 
 
 def learn_tokenizer(data: DataConfig, pairs: Pairs, vocabulary_size: int, context_length: int) -> Tokenizer:

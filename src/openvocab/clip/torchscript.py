@@ -145,6 +145,47 @@ def read_module(path: Path | str) -> dict[str, Tensor]:
     return tensors
 
 
+def _persistent(meta: dict[str, Any]) -> _Kept:
+    """Of a class that a pickle brings the source of: its state, without the source."""
+    kept = _Kept()
+    kept.state = meta["state"]
+    return kept
+
+
+def _stored(content: bytes) -> Tensor:
+    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return torch.empty(0, dtype=storage.dtype).set_(storage)
+
+
+_ALSO = {
+    **_ALLOWED,
+    ("torch.storage", "_load_from_bytes"): _stored,
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    ("dnnlib.util", "EasyDict"): dict,
+}
+
+
+class _Persistent(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return _ALSO.get((module, name)) or type(name, (_Kept,), {})
+
+
+def read_persistent(path: Path | str, name: str) -> dict[str, Tensor]:
+    """Parameters and buffers of one of the networks that NVlabs pickle with their source, which is not run.
+
+    Raises:
+        ValueError: not such a file, without that network, or damaged.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            tensors = dict(_members(_Persistent(file).load()[name], ""))
+    except Exception as error:  # a hostile or damaged file can fail anywhere
+        raise _refused(path, error) from None
+    if not tensors:
+        raise ValueError(f"{path}: {name} is not a module with tensors")
+    return tensors
+
+
 def read_torchscript(path: Path | str) -> dict[str, Tensor]:
     """Parameters and buffers of a TorchScript archive by dotted name.
 

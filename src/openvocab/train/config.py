@@ -18,9 +18,10 @@ class OptimConfig:
     eps: float = 1e-6
     weight_decay: float = 0.2
     warmup_steps: int | None = None
-    schedule: Literal["cosine", "cosine_of_all", "linear", "constant", "poly", "drops"] = "cosine"
+    schedule: Literal["cosine", "cosine_of_all", "linear", "constant", "poly", "drops", "ramps"] = "cosine"
     """After the warm-up; `poly` is what is left of the run to the power of 0.9, `cosine_of_all` counts it all; `drops`
-    falls to 0.4 halfway and to 0.1 after three quarters (CLIPDraw)."""
+    falls to 0.4 halfway and to 0.1 after three quarters (CLIPDraw); `ramps`
+    rises from 0 over a twentieth and falls along a cosine in the last quarter (StyleGAN2's projector)."""
     clip_norm: float | None = 1.0
 
 

@@ -25,6 +25,9 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
         return optim.lr
     if optim.schedule == "drops":
         return optim.lr * (1.0 if left > 0.5 else 0.4 if left > 0.25 else 0.1)
+    if optim.schedule == "ramps":
+        down = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - step / steps) / 0.25))
+        return optim.lr * down * min(1.0, step / steps / 0.05)
     if optim.schedule in ("linear", "poly"):
         return optim.lr * (left if optim.schedule == "linear" else left**0.9)
     done = step / steps if optim.schedule == "cosine_of_all" else 1.0 - left

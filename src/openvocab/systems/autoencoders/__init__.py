@@ -23,8 +23,6 @@ from openvocab.clip import learning
 from openvocab.clip.engine import evaluating
 from openvocab.clip.learning import DataConfig
 from openvocab.clip.model import CLIP
-from openvocab.data.pictures import picture_batches
-from openvocab.data.scenes import TEST_SEED, open_scenes, stream_of
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.metrics.generate import psnr
 from openvocab.shapes import Batch
@@ -35,7 +33,6 @@ from openvocab.systems.autoencoders.published import load, to_hf
 from openvocab.systems.autoencoders.second import SecondConfig
 from openvocab.systems.autoencoders.vae import VAEConfig
 from openvocab.systems.autoencoders.vqgan import AdversaryConfig, VQGANConfig, clip_distance
-from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
@@ -203,17 +200,7 @@ def prepare(
         model.steps.zero_()  # type: ignore[operator]
     model.name = f"autoencoders-{Path(data.pairs.source).stem}"
     model.trained_on = {"source": pairs.source, "pictures": len(pairs)}
-    group = distributed.world()
-    batches = picture_batches(
-        pairs,
-        learning.transform(data, model.preprocessing),
-        batch_size=data.batch_size,
-        seed=seed,
-        rank=distributed.rank(group),
-        world_size=distributed.world_size(group),
-        workers=data.workers,
-        quarantine=folder / "quarantine.jsonl" if folder else None,
-    )
+    batches = learning.picture_stream(data, pairs, model.preprocessing, seed, folder)
     network = model.network
     if isinstance(network, DVAE) and network.config.contrast and init is None:
         network.begin(torch.cat([batches.batch(step)["pixels"] for step in range(4)]))
@@ -253,14 +240,6 @@ def evaluate(model: Autoencoder, data: Pairs) -> dict[str, float]:
     return figures | {ours: float(found[name]) for ours, name in names.items() if name in found}
 
 
-def open_test(source: str) -> Pairs:
-    """Pictures; `scenes`, `scenes:COUNT` and `scenes:COUNT:STREAM` are of the quiet world, all classes."""
-    if source.split(":")[0] != "scenes":
-        return learning.open_test(PairsConfig(source=source))
-    count, stream = stream_of(source)
-    return open_scenes(count, world=quiet_world(), seed=TEST_SEED + stream, split="all", holdout=None)
-
-
 SYSTEM = System(
     name="autoencoders",
     title="VAE, dVAE, VQGAN",
@@ -271,7 +250,7 @@ SYSTEM = System(
     recipe=recipe,
     prepare=prepare,
     evaluate=evaluate,
-    open=open_test,
+    open=learning.open_quiet,
     example=example,
     load=load,
     to_hf=to_hf,

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from openvocab.blocks.autoencoder import Maps
+from openvocab.blocks.autoencoder import Latents, Maps, gaussian_kl
 from openvocab.train.step import Losses
 
-Latents = Float[Tensor, "image latent"]
 ACTIVE_NATS = 0.01
 """A latent whose mean KL is above this says something of the picture."""
 
@@ -83,8 +81,3 @@ class VAE(nn.Module):
         bits = (nll + kl) / math.log(2) + math.log2(256)
         active = (each.mean(0) > ACTIVE_NATS).float().sum()
         return {"loss": loss, "mse": error, "kl": kl, "bits": bits, "diag/active": active}
-
-
-def gaussian_kl(mean: Latents, log_variance: Latents) -> Latents:
-    """KL(N(mu, s^2) || N(0, 1)) of each latent."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
