@@ -508,13 +508,13 @@ class TestTraining:
         done = self.run(tmp_path / "b", "second-tiny", init=done["model"])
         second = loading.load(done["model"])
         assert all(torch.equal(p, second.network.state_dict()[n]) for n, p in model.network.state_dict().items())
-        figures = autoencoders.evaluate(second, autoencoders.open_test("scenes:8"))
+        figures = autoencoders.evaluate(second, SYSTEM.open("scenes:8"))
         assert {"psnr", "perplexity", "usage", "nll"} == figures.keys()
 
     @pytest.mark.parametrize("size", ["vae-tiny", "dvae-tiny"])
     def test_one_optimiser(self, size, tmp_path):
         model = loading.load(self.run(tmp_path / "a", size)["model"])
-        figures = autoencoders.evaluate(model, autoencoders.open_test("scenes:8"))
+        figures = autoencoders.evaluate(model, SYSTEM.open("scenes:8"))
         assert {"vae-tiny": "bits", "dvae-tiny": "perplexity"}[size] in figures
 
     def test_groups_move_by_their_own_losses(self):

@@ -424,7 +424,8 @@ def test_the_verb(tmp_path, clip, capsys):
     settings = ["--set", "method=latent", "--set", "steps=2"]
     assert cli.run([*words, *settings, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert Image.open(found["files"][0]).size == (32, 32)
-    assert Image.open(found["files"][1]).size == (32 * len(found["strengths"]), 32)
+    for file, width in zip(found["files"], (32, 32 * len(found["strengths"])), strict=True):
+        with Image.open(file) as shown:
+            assert shown.size == (width, 32)
     assert cli.run([*words[:-4], "--guide", "demo", "--out", str(tmp_path / "out"), "--set", "method=x"]) == 1
     assert "method=x: expected latent, mapper, direction" in capsys.readouterr().err
