@@ -24,7 +24,7 @@ DVAE = Arm(system="autoencoders", size="dvae-small")
 VQGAN = Arm(system="autoencoders", size="small")
 FOUR = VQGAN.but("model.network.quantizer.num_codes=4")
 BLIND = VQGAN.but("model.network.quantizer.straight_through=false")
-SHORT = VQGAN.but("fit.steps=600")
+SHORT = VQGAN.but("fit.steps=800")
 BOOKS = {
     "plain": SHORT.but("model.network.quantizer.method=gradient", "model.network.quantizer.restart_below=0"),
     "restart": SHORT.but("model.network.quantizer.method=gradient"),
@@ -93,7 +93,7 @@ def collapse(seed: int) -> Figures:
 CLAIMS = (
     Claim(
         name="codes-keep-scenes",
-        says="A grid of 8 x 8 codes of 256 keeps what a picture shows: its colour, shape, size and place.",
+        says="A grid of 8 x 8 codes of 1,024 keeps what a picture shows: its colour, shape, size and place.",
         source="VQ-VAE, arXiv 1711.00937; DALL-E, arXiv 2102.12092, section 2.1",
         expects="At least 97 % judged right for dVAE and VQGAN; far fewer with 4 codes or without straight-through.",
         gate=Gate(figure="worse", above=AT_LEAST),
@@ -118,7 +118,7 @@ CLAIMS = (
         source="VQ-VAE, arXiv 1711.00937, appendix A.1; DALL-E, arXiv 2102.12092, section 2.1, for the dVAE",
         expects="At least 1.5 times the perplexity of plain codes; the dVAE's KL price raises it too.",
         gate=Gate(figure="gain", above=1.5),
-        world="quiet scenes of 32 pixels, 256 codes, 600 steps each (the dVAE: its whole training)",
+        world="quiet scenes of 32 pixels, 1,024 codes, 800 steps each (the dVAE: its whole training)",
         study=collapse,
         picture=report.bars_of("perplexity of codes", *BOOKS, *PRICES),
     ),

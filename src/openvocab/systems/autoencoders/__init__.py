@@ -40,7 +40,9 @@ from openvocab.world.scene import quiet_world
 
 _TOWER = ConvConfig(channels=64, multiples=(1,), blocks=0, attention=(), out_channels=32, groups=1, patch=4, bare=True)
 _SMALL = VQGANConfig(
-    tower=_TOWER, quantizer=QuantizerConfig(num_codes=256, dim=32, method="ema", restart_below=0.5), adversary=None
+    tower=_TOWER,
+    quantizer=QuantizerConfig(num_codes=1024, dim=32, method="ema", decay=0.97, restart_below=0.03),
+    adversary=None,
 )
 _TINY = VQGANConfig(
     tower=ConvConfig(channels=8, multiples=(1, 2), blocks=1, attention=(1,), out_channels=8, groups=4),
@@ -137,7 +139,8 @@ def recipe(size: str, source: str = "scenes") -> Recipe[AutoencoderConfig]:
     optim = OptimConfig(lr=2e-3, betas=(0.9, 0.99), weight_decay=0.0, clip_norm=1.0)
     fit, groups = FitConfig(steps=2400, checkpoint_every_steps=400), (GroupConfig(),)
     if isinstance(config.network, VQGANConfig):
-        optim, fit, groups = replace(optim, lr=3e-3), replace(fit, steps=2600), GROUPS
+        optim, fit, groups = replace(optim, lr=3e-3), replace(fit, steps=9000), GROUPS
+        data = replace(data, batch_size=8)
     elif isinstance(config.network, DVAEConfig):
         # Codes keep their meaning while the decoder learns it; both at once, one code soon stands for everything.
         slow = GroupConfig(name="encoder", prefixes=("network.encoder.",), optim=replace(optim, lr=2e-4))
@@ -148,7 +151,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[AutoencoderConfig]:
     if size.endswith("tiny"):
         data, fit = replace(data, num_scenes=200, batch_size=8), replace(fit, steps=10)
     elif size.endswith("paper"):
-        data = replace(data, workers=8, in_memory=False)
+        data = replace(data, batch_size=32, workers=8, in_memory=False)
         data, optim, fit = _published_run(config, data, optim, fit)
         groups = (GroupConfig(),) if isinstance(config.network, DVAEConfig) else groups
     return Recipe(model=config, data=data, optim=optim, fit=fit, groups=groups)
