@@ -9,12 +9,25 @@ from torch import Tensor
 from openvocab.world.judge import judge, verdict
 from openvocab.world.scene import Scenes
 
+Embeds = Float[Tensor, "_ embed"]
 Pixels = Float[Tensor, "image 3 height width"]
 
 
 def psnr(found: Pixels, true: Pixels) -> float:
     """10 log10(1 / mean squared error) in decibels, over all pixels of values 0 to 1."""
     return -10 * math.log10(max((found - true).square().mean().item(), 1e-12))
+
+
+def frechet(found: Embeds, true: Embeds) -> float:
+    """|m - n|^2 + tr(A + B - 2 (A B)^1/2) of two sets of features with means m, n and covariances A, B.
+
+    Of Inception's features it is the FID (arXiv 1706.08500). Few rows make it larger: compare sets of equal sizes.
+    """
+    (m, a), (n, b) = ((rows.double().mean(0), torch.cov(rows.double().T, correction=1)) for rows in (found, true))
+    values, vectors = torch.linalg.eigh(a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    mixed = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
+    return float((m - n).square().sum() + a.trace() + b.trace() - 2 * mixed)
 
 
 def judged(pixels_01: Pixels, scenes: Scenes) -> dict[str, float]:

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from openvocab import loading
 from openvocab.blocks.diffusion import DDIM
+from openvocab.clip.created import Pictures
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.starts import QUIET
+from openvocab.lab.starts import JUDGE, QUIET
 from openvocab.lab.study import Arm, trained
+from openvocab.metrics.generate import frechet
 from openvocab.metrics.retrieve import score_ranks
 from openvocab.shapes import Embeds
 from openvocab.systems.unclip.model import UnCLIP, slerp
@@ -82,8 +84,12 @@ def painted(unclip: UnCLIP, image: Embeds, text: Caption | None, noise: Tensor, 
     return torch.cat(parts)
 
 
+@cache
 def prior_or_none(seed: int) -> Figures:
-    """What the judge says of pictures of the same captions and the same noise, by where z_i is from."""
+    """What the judge says of pictures of the same captions and the same noise, by where z_i is from.
+
+    `far`: Frechet distance of another CLIP's embeddings to those of other real pictures.
+    """
     unclip, drawn = model(UNCLIP), pictures(seed)
     said = grammar.captions(drawn.scenes, _STREAM + seed)
     text, true = unclip.captions([each.text for each in said]), embeds_of(unclip, drawn.pictures)
@@ -97,7 +103,9 @@ def prior_or_none(seed: int) -> Figures:
     made["captions alone"] = painted(unclip, true, text, noise, given=False, **how)
     made["real pictures"] = pixels_of(drawn)
     figures: Figures = {}
+    real = seen_by_judge(pixels_of(pictures(seed + 20)))
     for name, each in made.items():
+        figures[f"{name}, far"] = frechet(seen_by_judge(each), real)
         found = verdict(judge(bytes_of(each)), drawn.scenes, said)
         halves = zip(("seen", "held out"), np.split(found.joint, 2))
         figures |= {name: float(found.joint.mean()), **{f"{name}, {half}": float(rows.mean()) for half, rows in halves}}
@@ -106,7 +114,13 @@ def prior_or_none(seed: int) -> Figures:
     mixed = verdict(judge(bytes_of(made["best of 2"])), drawn.scenes[other], [said[row] for row in other])
     ahead, better = (figures["best of 2"] - figures[name] for name in ("no prior", "best of 1"))
     figures |= {"captions of others": float(mixed.joint.mean()), "ahead": ahead, "better": better}
-    return {"margin": min(ahead, better - _NO_WORSE), **figures}
+    nearer = figures["no prior, unheard, far"] - figures["best of 2, unheard, far"]
+    return {"margin": min(ahead, better - _NO_WORSE), "nearer": nearer, **figures}
+
+
+def seen_by_judge(made: Tensor) -> Embeds:
+    clip = loading.load(trained(JUDGE, 0) / "model")
+    return clip.embed_images(Pictures(((made + 1) / 2).clamp(0, 1)).images())
 
 
 def imagined(unclip: UnCLIP, text: Caption, candidates: int, seed: int) -> Embeds:
@@ -212,6 +226,20 @@ CLAIMS = (
         study=prior_or_none,
         seeds=4,
         picture=report.bars_of("pictures that show all that was said, by where the embedding is from", *_SHOWN),
+    ),
+    Claim(
+        name="prior-for-variety",
+        says="What a prior makes of captions gives pictures spread like real ones; captions' own embeddings less so.",
+        source="DALL-E 2, arXiv 2204.06125, section 5.1",
+        expects="A smaller Frechet distance to real pictures with the prior, where the decoder hears no caption.",
+        gate=Gate(figure="nearer", above=0.0),
+        world=WORLD,
+        study=prior_or_none,
+        seeds=4,
+        picture=report.bars_of(
+            "Frechet distance to real pictures",
+            *(f"{name}, far" for name in ("best of 2, unheard", "no prior, unheard", "real pictures")),
+        ),
     ),
     Claim(
         name="two-priors",

@@ -155,7 +155,7 @@ class UnCLIPData:
 def recipe(size: str, source: str = "scenes") -> Recipe[UnCLIPConfig]:
     """The training run of a size; steps and batches of `paper` are those of its diffusion prior and of its decoder."""
     pairs = DataConfig(pairs=PairsConfig(source=source), batch_size=32, world=quiet_world())
-    data, fit = UnCLIPData(pairs=pairs), FitConfig(steps=1600, ema_decay=0.995, checkpoint_every_steps=100)
+    data, fit = UnCLIPData(pairs=pairs), FitConfig(steps=3000, ema_decay=0.995, checkpoint_every_steps=100)
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01, schedule="linear")
     if size == "tiny":
         pairs = replace(pairs, num_scenes=64, batch_size=16)
