@@ -253,7 +253,7 @@ def generated(prompts: int = 6, shown: int = 8, zoom: int = 2) -> Image.Image:
 
 def codes(count: int = 8, zoom: int = 2) -> Image.Image:
     """Scenes, their codes in colours, what these make of them; below, a VAE's latents from -2 to 2, one a row."""
-    model, vae = (loading.load(trained(arm, 0) / "model") for arm in (coding.VQGAN, coding.VAE))
+    model, vae = (loading.load(trained(arm, 0) / "model") for arm in (coding.CODES, coding.VAE))
     drawn, _ = coding.pictures(0)
     pixels = drawn[:count]
     grid = torch.from_numpy(label_colours(model.network.num_codes).astype(np.float32)) / 255
@@ -357,7 +357,7 @@ def main() -> None:
     save("explaining.png", explaining())
     if all((arm.folder(0) / "model").exists() for arm in watching.HEADS.values()):
         save("clips.png", clips())
-    if all((arm.folder(0) / "model").exists() for arm in (coding.VQGAN, coding.VAE)):
+    if all((arm.folder(0) / "model").exists() for arm in (coding.CODES, coding.VAE)):
         save("codes.png", codes())
     if (painting.UNCLIP.folder(0) / "model").exists():
         save("unclip.png", unclip())

@@ -24,6 +24,9 @@ JUDGE = Arm(
 )
 """The CLIP that made pictures are measured by: a ViT of another seed, which knows every class. Nothing optimises it."""
 
+CODES = Arm(system="autoencoders", settings=("model.network.perceptual_weight=0.5",), init=OPTIMISER, seed=0)
+"""The VQGAN whose codes are written and moved; as the paper's it learns by features too, here the first CLIP's."""
+
 TOLD = ("rises", "falls", "moves right", "moves left", "enters", "leaves", "appears", "vanishes")
 STILL = Arm(system="clip", size="dense", seed=0)
 PLACES = Arm(

@@ -16,7 +16,7 @@ from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.starts import OPTIMISER, QUIET
+from openvocab.lab.starts import CODES, OPTIMISER, QUIET
 from openvocab.lab.study import Arm, trained
 from openvocab.systems.dalle.model import DALLE
 from openvocab.world.caption import Caption, CaptionConfig, captions
@@ -24,7 +24,7 @@ from openvocab.world.judge import Verdict, judge, verdict
 from openvocab.world.render import render
 from openvocab.world.scene import Scenes, draw_scenes
 
-DRAWER = Arm(system="dalle", seed=0)
+DRAWER = Arm(system="dalle", init=CODES, seed=0)
 SPLITS = {"seen": "train", "held-out": "held_out"}
 PROMPTS, NUM = 100, 16
 ATTRIBUTES = ("colour", "shape", "size", "place", "joint")

@@ -16,7 +16,7 @@ from openvocab.clip.drawing import PLAIN, frozen, optimise
 from openvocab.clip.model import CLIP
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.starts import JUDGE, OPTIMISER
+from openvocab.lab.starts import CODES, JUDGE, OPTIMISER
 from openvocab.lab.study import Arm, trained
 from openvocab.shapes import Images
 from openvocab.systems.vqgan_clip import SIZES, VQGANCLIP, build, clamp
@@ -24,7 +24,6 @@ from openvocab.train.config import GroupConfig
 from openvocab.world.judge import judge
 from openvocab.world.scene import CLASSES, SHAPES
 
-VQGAN = Arm(system="autoencoders", seed=0)
 _CONFIG = SIZES["small"]
 ARMS = {"cutouts": _CONFIG, "no cutouts": replace(_CONFIG, cutouts=0), "random codes": replace(_CONFIG, rate=0.0)}
 
@@ -47,7 +46,7 @@ def clip(arm: Arm) -> CLIP:
 
 def optimised(seed: int) -> Figures:
     """Of pictures of every class, per way of making them: the share that each CLIP and the judge name rightly."""
-    coder = loading.load(trained(VQGAN, 0) / "model")
+    coder = loading.load(trained(CODES, 0) / "model")
     texts = clip(OPTIMISER).embed_texts([f"a {name}" for name in CLASSES])[:, None]
     weights = torch.tensor([1.0, -torch.inf]).expand(len(texts), 1, 2)
     batch = {"texts": texts, "weights": weights}
