@@ -95,8 +95,8 @@ def example(model: DALLE, rows: int) -> Batch:
 def recipe(size: str, source: str = "scenes") -> Recipe[DALLEConfig]:
     """The training run of a size, on the quiet world or on the pairs of `source`."""
     data = DALLEData(pairs=PairsConfig(source=source))
-    optim = OptimConfig(lr=1e-3, betas=(0.9, 0.96), eps=1e-8, weight_decay=4.5e-2, clip_norm=4.0)
-    fit = FitConfig(steps=4000, ema_decay=0.99, checkpoint_every_steps=250)
+    optim = OptimConfig(lr=1.5e-3, betas=(0.9, 0.96), eps=1e-8, weight_decay=4.5e-2, clip_norm=4.0)
+    fit = FitConfig(steps=6000, ema_decay=0.99, checkpoint_every_steps=250)
     if size == "tiny":
         data, fit = replace(data, num_scenes=200, batch_size=16), replace(fit, steps=10)
     elif size == "paper":

@@ -37,7 +37,7 @@ class DALLEData:
     """
 
     pairs: PairsConfig = PairsConfig(source="scenes")
-    batch_size: int = 32
+    batch_size: int = 16
     workers: int = 0
     num_scenes: int = 20_000
     world: WorldConfig = quiet_world()
