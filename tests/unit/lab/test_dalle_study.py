@@ -1,6 +1,5 @@
 """The study of DALL-E on pictures that are known to be right or wrong."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,7 @@ from openvocab.world.render import render
 
 
 def shown(split):
-    scenes, _ = study.asked(split)
+    scenes, _ = study.asked(split, 0)
     return torch.from_numpy(render(scenes, 32)).float() / 255
 
 
@@ -26,10 +25,10 @@ def test_best_of_by_hand():
 
 def test_the_pictures_of_scenes_show_what_is_said_of_them():
     for split in study.SPLITS:
-        scenes, said = study.asked(split)
+        scenes, said = study.asked(split, 0)
         assert study.judged(shown(split), scenes, said).joint.mean() > 0.98
         assert sum(" at the " in each.text or " on the " in each.text or " in the " in each.text for each in said) > 30
-    pairs = {split: set(study.asked(split)[0].class_id[:, 0].tolist()) for split in study.SPLITS}
+    pairs = {split: set(study.asked(split, 0)[0].class_id[:, 0].tolist()) for split in study.SPLITS}
     assert not pairs["seen"] & pairs["held-out"]
 
 
@@ -50,8 +49,7 @@ def test_figures_of_known_pictures(monkeypatch):
     study.asked.cache_clear()
     monkeypatch.setattr(study, "drawn", drawn)
     monkeypatch.setattr(study, "fits", fits)
-    monkeypatch.setattr(study, "trained", lambda arm, seed: Path("run"))
-    monkeypatch.setattr(study.loading, "load", lambda path: SimpleNamespace(coder=coder))
+    monkeypatch.setattr(study, "model_of", lambda arm: SimpleNamespace(coder=coder))
     figures = study.reranking(0)
     for split in study.SPLITS:
         real = figures[f"{split}: real pictures"]
