@@ -1,6 +1,7 @@
 """The pictures that are edited: a style-based generator, and the encoder that finds where a picture lies in it.
 
-The encoder learns with the generator, as a variational autoencoder: `L = |G(f(z)) - x|^2 + |G(f(z)) - x| + w KL(z)`.
+The encoder learns with the generator, as a variational autoencoder: L = d(G(f(z)) - x) + w KL(z), where
+d(e) = |e| + 4 e^2 + |de/dx| + |de/dy| sees edges as well as tones.
 """
 
 from collections.abc import Sequence
@@ -50,6 +51,12 @@ class StyleCLIPConfig:
         return PreprocessConfig(image_size=self.image_size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
+def distance(error: Images) -> Float[Tensor, " image"]:
+    """d, of what is left between two pictures."""
+    edges = sum(error.diff(dim=axis).abs().mean((1, 2, 3)) for axis in (2, 3))
+    return (error.abs() + 4 * error.square()).mean((1, 2, 3)) + edges
+
+
 class StyleModel(SystemModel):
     """Pictures to latents and back."""
 
@@ -89,8 +96,8 @@ class StyleModel(SystemModel):
         if self.training:
             self.generator.mean.lerp_(w.detach().mean(0), _FOLLOWS)
         error = self.drawn(self.generator.styles(w)) - pixels_01
-        l1, mse, kl = error.abs().mean(), error.square().mean(), gaussian_kl(mean, log_variance).sum(1).mean()
-        return {"loss": l1 + 4 * mse + self.config.kl_weight * kl, "l1": l1, "mse": mse, "kl": kl}
+        kl = gaussian_kl(mean, log_variance).sum(1).mean()
+        return {"loss": distance(error).mean() + self.config.kl_weight * kl, "l1": error.abs().mean(), "kl": kl}
 
     def pixels_of(self, pictures: Picture | Sequence[Picture] | Images) -> Images:
         """Values from 0 to 1 of their central squares."""
@@ -152,5 +159,4 @@ class Point(nn.Module):
 
 
 def _projection(point: Point, batch: dict[str, Tensor]) -> Losses:
-    error = point() - batch["pixels"]
-    return {"loss": (error.abs() + 4 * error.square()).mean((1, 2, 3)).sum()}
+    return {"loss": distance(point() - batch["pixels"]).sum()}
