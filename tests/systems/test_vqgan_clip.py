@@ -10,7 +10,8 @@ from PIL import Image
 from tiny_models import tiny_clip
 
 from openvocab import systems
-from openvocab.systems.vqgan_clip import SIZES, Prompt, build, clamp, read_prompts, spherical
+from openvocab.clip.drawing import clamp
+from openvocab.systems.vqgan_clip import SIZES, Prompt, build, read_prompts, spherical
 
 TINY = replace(SIZES["tiny"], steps=30, cutouts=0)
 

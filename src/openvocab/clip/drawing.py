@@ -186,6 +186,25 @@ def seen(clip: CLIP, canvas: Canvas, paper: RGB = (1.0, 1.0, 1.0)) -> Float[Tens
     return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
 
 
+class _Clamp(torch.autograd.Function):
+    """Values from 0 to 1; of gradients those that lead back inside."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[override]
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return grad * (grad * (x - x.clamp(0, 1)) >= 0)
+
+
+def clamp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Values from 0 to 1, with a gradient wherever a step would lead back inside."""
+    return _Clamp.apply(x)  # type: ignore[return-value]
+
+
 def normalised(clip: CLIP, pixels_01: Images) -> Images:
     """As the model reads them."""
     mean, std = (pixels_01.new_tensor(part).view(3, 1, 1) for part in (clip.preprocessing.mean, clip.preprocessing.std))

@@ -21,7 +21,7 @@ from openvocab.blocks.cutouts import affine, noise, perspective, squares, warp, 
 from openvocab.blocks.strokes import RGB
 from openvocab.clip.created import Pictures
 from openvocab.clip.dense import TINY_CLIP
-from openvocab.clip.drawing import PLAIN, frozen, normalised, optimise, prompts
+from openvocab.clip.drawing import PLAIN, clamp, frozen, normalised, optimise, prompts
 from openvocab.clip.engine import Picture
 from openvocab.clip.model import CLIP
 from openvocab.shapes import Batch
@@ -86,25 +86,6 @@ def read_prompts(text: str) -> tuple[Prompt, ...]:
         except ValueError:
             raise ValueError(f"prompt {part.strip()!r}: expected text, text:weight or text:weight:stop") from None
     return tuple(found)
-
-
-class _Clamp(torch.autograd.Function):
-    """Values from 0 to 1; of gradients those that lead back inside."""
-
-    @staticmethod
-    def forward(ctx, x):  # type: ignore[override]
-        ctx.save_for_backward(x)
-        return x.clamp(0, 1)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return grad * (grad * (x - x.clamp(0, 1)) >= 0)
-
-
-def clamp(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Values from 0 to 1, with a gradient wherever a step would lead back inside."""
-    return _Clamp.apply(x)  # type: ignore[return-value]
 
 
 def spherical(a: Float[Tensor, "... embed"], b: Float[Tensor, "... embed"]) -> Float[Tensor, "..."]:

@@ -12,14 +12,14 @@ from torch import nn
 
 from openvocab import loading
 from openvocab.clip.created import Pictures
-from openvocab.clip.drawing import PLAIN, frozen, optimise
+from openvocab.clip.drawing import PLAIN, clamp, frozen, optimise
 from openvocab.clip.model import CLIP
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import CODES, JUDGE, OPTIMISER
 from openvocab.lab.study import Arm, trained
 from openvocab.shapes import Images
-from openvocab.systems.vqgan_clip import SIZES, VQGANCLIP, build, clamp
+from openvocab.systems.vqgan_clip import SIZES, VQGANCLIP, build
 from openvocab.train.config import GroupConfig
 from openvocab.world.judge import judge
 from openvocab.world.scene import CLASSES, SHAPES
@@ -95,7 +95,7 @@ CLAIMS = (
         source="VQGAN+CLIP, arXiv 2204.08583, section 3",
         expects="At least 10 points more pictures that another CLIP names rightly.",
         gate=Gate(figure="gain of cutouts", above=0.1),
-        world="a picture of each of 64 pairs of colour and shape a seed, 32 pixels, 64 codes, 100 steps",
+        world="a picture of each of 64 pairs of colour and shape a seed, 32 pixels, 64 of 1,024 codes, 100 steps",
         study=optimised,
         picture=report.bars_of(
             "named by another CLIP",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from openvocab import config, storage
 from openvocab.blocks.styled import Layered, Mapping, Styles
 from openvocab.clip.created import Pictures
-from openvocab.clip.drawing import PLAIN, frozen, normalised, optimise, seen
+from openvocab.clip.drawing import PLAIN, clamp, frozen, normalised, optimise, seen
 from openvocab.clip.engine import Picture, evaluating
 from openvocab.clip.model import CLIP
 from openvocab.clip.vocabulary import vocabulary
@@ -141,7 +141,7 @@ class Editor:
 
     def embeds(self, pixels_01: Images) -> Embeds:
         """Of pictures, with a gradient."""
-        return self.clip.encode_image(normalised(self.clip, seen(self.clip, pixels_01)))
+        return self.clip.encode_image(normalised(self.clip, seen(self.clip, clamp(pixels_01))))
 
     def _kept(self, pixels_01: Images, apart: Tensor) -> Embeds:
         """Unit vectors of what an edit should keep."""
