@@ -39,7 +39,7 @@ SIZES = {
     "tiny": StyleCLIPConfig(
         generator=replace(_OF_SCENES, channels=(8, 8), latent_dim=8, mapping_layers=2), encoder=(8, 8, 8)
     ),
-    "small": StyleCLIPConfig(generator=_OF_SCENES, encoder=(32, 64, 96)),
+    "small": StyleCLIPConfig(generator=_OF_SCENES, encoder=(32, 64, 96), kl_weight=1e-4),
     "paper": StyleCLIPConfig(),
 }
 _RATE, _ENCODER_RATE = 0.05, 2e-3

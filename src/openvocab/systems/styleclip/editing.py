@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,13 +35,14 @@ _BATCH = 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentEdit:
-    """Every picture is optimised by itself; in S the gains of layers that make colours stay."""
+    """Every picture is optimised by itself; in S the gains of layers that make colours stay, unless `colours`."""
 
     steps: int = 300
     rate: float = 0.1
     l2: float = 0.008
     identity: float = 0.0
     space: Literal["W+", "S"] = "W+"
+    colours: bool = False
     templates: str = "name"
 
 
@@ -63,7 +64,8 @@ class MapperEdit:
 class DirectionEdit:
     """One step for all pictures, of `alpha` sigmas: of the channels with a relevance of at least `beta`, or of so many.
 
-    `codes` of `latents` say what a channel does when it is set `sigmas` above and below its mean.
+    `codes` of `latents` say what a channel does when it is set `sigmas` above and below its mean. `colours`: gains of
+    layers that make colours move too; the paper's stay, but generators of few layers keep colours nowhere else.
     """
 
     alpha: float = 5.0
@@ -72,6 +74,7 @@ class DirectionEdit:
     codes: int = 100
     sigmas: float = 5.0
     latents: int = 2048
+    colours: bool = False
     templates: str = "name"
 
 
@@ -165,7 +168,7 @@ class Editor:
             styles = generator.styles(w)
             before = self.model.drawn(styles)
         in_s = edit.space == "S"
-        point = Point(self.model, styles if in_s else w, generator.is_conv().to(w.device) if in_s else None)
+        point = Point(self.model, styles if in_s else w, self._moving(edit) if in_s else None)
         start = point.values.detach().clone()
 
         def loss(point: Point, batch: Batch) -> Losses:
@@ -201,17 +204,20 @@ class Editor:
     def _direction(self, apart: Tensor, edit: DirectionEdit) -> Float[Tensor, " style"]:
         relevance, sigma = self.relevance(edit)
         step = torch.zeros_like(sigma)
-        conv = self.model.generator.is_conv().to(sigma.device)
-        step[conv] = relevant(relevance @ apart, edit.beta, edit.channels)
+        step[self._moving(edit)] = relevant(relevance @ apart, edit.beta, edit.channels)
         return edit.alpha * sigma * step
 
+    def _moving(self, edit: LatentEdit | DirectionEdit) -> Bool[Tensor, " style"]:
+        conv = self.model.generator.is_conv().to(self.model.device)
+        return conv | edit.colours
+
     def relevance(self, edit: DirectionEdit) -> tuple[Relevance, Float[Tensor, " style"]]:
-        """F, the direction in CLIP's space in which each channel of a convolution leads, and sigma of all channels.
+        """F, the direction in CLIP's space in which each channel that may move leads, and sigma of all channels.
 
         Computed once for a model and a CLIP, and kept in the cache folder.
         """
         about = (self.model.fingerprint, self.clip.fingerprint)
-        name = storage.fingerprint(*about, edit.codes, edit.sigmas, edit.latents)
+        name = storage.fingerprint(*about, edit.codes, edit.sigmas, edit.latents, edit.colours)
         path = storage.cache_folder("styleclip") / f"{name}.safetensors"
         if not (all(about) and path.exists()):
             with evaluating(self.model), evaluating(self.clip):
@@ -230,7 +236,7 @@ class Editor:
         mean, sigma = styles.mean(0), styles.std(0)
         codes = styles[: edit.codes]
         found = []
-        for channel in track(generator.is_conv().nonzero()[:, 0].tolist(), "channels of the generator"):
+        for channel in track(self._moving(edit).nonzero()[:, 0].tolist(), "channels of the generator"):
             sides = []
             for sign in (-1, 1):
                 moved = codes.clone()
