@@ -360,9 +360,21 @@ class TestDirections:
             for sign in (-1, 1):
                 moved = styles[: DIRECTION.codes].clone()
                 moved[:, column] = styles[:, column].mean() + sign * 5 * sigma[column]
-                sides.append(clip.encode_image((model.drawn(moved) - mean_of(clip)) / std_of(clip)))
+                sides.append(clip.encode_image((model.drawn(moved).clamp(0, 1) - mean_of(clip)) / std_of(clip)))
         difference = F.normalize(sides[1] - sides[0], dim=1).mean(0)
         torch.testing.assert_close(relevance[11], F.normalize(difference, dim=0), atol=2e-4, rtol=1e-3)
+
+    def test_channels_that_vary_together_with_embeddings(self, model, clip):
+        edit = replace(DIRECTION, colours=True, together=True)
+        relevance, _ = Editor(model, clip).relevance(edit)
+        with torch.no_grad():
+            styles = model.generator.styles(model.sample(edit.latents))
+            embeds = clip.encode_image((model.drawn(styles).clamp(0, 1) - mean_of(clip)) / std_of(clip))
+        both = torch.cat([styles / styles.std(0), embeds], 1)
+        expected = torch.cov(both.T, correction=0)[: styles.shape[1], styles.shape[1] :]
+        torch.testing.assert_close(relevance, expected, atol=1e-5, rtol=1e-3)
+        step = Editor(model, clip).step(model.sample(1), "a circle", "a red circle", edit)
+        assert (step[:, ~model.generator.is_conv()] != 0).any()
 
     def test_it_is_kept_by_the_identity_of_both(self, clip, monkeypatch, tmp_path):
         monkeypatch.setenv("OPENVOCAB_CACHE", str(tmp_path))

@@ -66,6 +66,8 @@ class DirectionEdit:
 
     `codes` of `latents` say what a channel does when it is set `sigmas` above and below its mean. `colours`: gains of
     layers that make colours move too; the paper's stay, but generators of few layers keep colours nowhere else.
+    `together`: how channels and embeddings of the latents vary together says what a channel does, not a channel alone,
+    of which a CLIP may see nothing; not in the paper.
     """
 
     alpha: float = 5.0
@@ -75,6 +77,7 @@ class DirectionEdit:
     sigmas: float = 5.0
     latents: int = 2048
     colours: bool = False
+    together: bool = False
     templates: str = "name"
 
 
@@ -217,7 +220,7 @@ class Editor:
         Computed once for a model and a CLIP, and kept in the cache folder.
         """
         about = (self.model.fingerprint, self.clip.fingerprint)
-        name = storage.fingerprint(*about, edit.codes, edit.sigmas, edit.latents, edit.colours)
+        name = storage.fingerprint(*about, edit.codes, edit.sigmas, edit.latents, edit.colours, edit.together)
         path = storage.cache_folder("styleclip") / f"{name}.safetensors"
         if not (all(about) and path.exists()):
             with evaluating(self.model), evaluating(self.clip):
@@ -234,6 +237,10 @@ class Editor:
         latents = self.model.sample(edit.latents).split(_BATCH)
         styles = torch.cat([generator.styles(part) for part in latents])
         mean, sigma = styles.mean(0), styles.std(0)
+        if edit.together:
+            embeds = torch.cat([self.embeds(self.model.drawn(part)) for part in styles.split(_BATCH)])
+            shares = ((styles - mean) / sigma)[:, self._moving(edit)]
+            return {"relevance": shares.T @ (embeds - embeds.mean(0)) / len(shares), "sigma": sigma}
         codes = styles[: edit.codes]
         found = []
         for channel in track(self._moving(edit).nonzero()[:, 0].tolist(), "channels of the generator"):
