@@ -8,12 +8,13 @@ from torch import Tensor
 
 from openvocab import loading
 from openvocab.blocks.quantize import spread
+from openvocab.clip.created import Pictures
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.starts import CODES, QUIET
+from openvocab.lab.starts import CODES, JUDGE, QUIET
 from openvocab.lab.study import Arm, trained
-from openvocab.metrics.generate import judged
+from openvocab.metrics.generate import frechet, judged
 from openvocab.systems.autoencoders.model import Autoencoder
 from openvocab.world.pairs import scene_pairs
 from openvocab.world.scene import Scenes
@@ -69,7 +70,8 @@ def reconstructions(seed: int) -> Figures:
 def prior(seed: int) -> Figures:
     """The share of drawn pictures that show one clear shape; every latent of N(0, 1).
 
-    `fitted` gives the plain autoencoder its own means and deviations instead, which it was not made for.
+    `fitted` gives the plain autoencoder its own means and deviations instead, which it was not made for. `far`: Frechet
+    distance of a CLIP's embeddings to those of real pictures.
     """
     pixels, scenes = pictures(seed)
     vae, plain = model_of(VAE, seed), model_of(PLAIN, seed)
@@ -81,6 +83,10 @@ def prior(seed: int) -> Figures:
         "autoencoder, fitted": plain.decode(codes.mean(0) + codes.std(0) * noise),
     }
     figures = {name: judged(found, scenes)["valid"] for name, found in made.items()}
+    clip = loading.load(trained(JUDGE, 0) / "model")
+    real = clip.embed_images(Pictures(pixels).images())
+    for name, found in made.items():
+        figures[f"{name}, far"] = frechet(clip.embed_images(Pictures(found).images()), real)
     return {"ahead": figures["VAE"] - figures["autoencoder"], **figures}
 
 
