@@ -237,7 +237,7 @@ def generated(prompts: int = 6, shown: int = 8, zoom: int = 2) -> Image.Image:
     model = loading.load(trained(drawing.DRAWER, 0) / "model")
     clip, rows, texts = loading.load(trained(drawing.OPTIMISER, 0) / "model"), [], []
     for split, mark in {"seen": "", "held-out": "  (new)"}.items():
-        said = [each.text for each in drawing.asked(split)[1][:prompts]]
+        said = [each.text for each in drawing.asked(split, 0)[1][:prompts]]
         made = model.generate(said, drawing.NUM).pixels_01.unflatten(0, (prompts, -1))
         for text, pictures in zip(said, made):
             rows.append(pictures[rank(clip, Pictures(pictures), text).order[:shown]])

@@ -258,5 +258,5 @@ SYSTEM = System(
     load=load,
     to_hf=to_hf,
     parameters={"paper": 74_907_332, "dvae-paper": 97_616_006},
-    minutes={"small": 6.0},
+    minutes={"small": 9.0},
 )
