@@ -26,6 +26,7 @@ from openvocab.lab.studies import dalle as drawing
 from openvocab.lab.studies import depthclip as study
 from openvocab.lab.studies import neurons as neuron_study
 from openvocab.lab.studies import strokes
+from openvocab.lab.studies import styleclip as styling
 from openvocab.lab.studies import unclip as painting
 from openvocab.lab.studies.clip_event import ARMS
 from openvocab.lab.study import Arm, trained
@@ -332,6 +333,22 @@ def enlarged(drawing: Drawing, side: int) -> np.ndarray:
     return (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
 
+def styled(zoom: int = 2) -> Image.Image:
+    """Pictures, what StyleCLIP finds them as, and their edits: colours by a direction, shapes by a mapper."""
+    scenes, latents = styling.found(9, tuple(source for source, _ in styling.EDITS))
+    columns: list[torch.Tensor] = []
+    for (source, target), each, w in zip(styling.EDITS, scenes, latents):
+        name = "direction, together" if styling.attribute(source, target) == "colour" else "mapper"
+        step = styling.editor().step(w, f"a {source}", f"a {target}", styling.METHODS[name])
+        with torch.no_grad():
+            at = styling.editor().model.generator.styles(w)
+        real = torch.from_numpy(render(each)).float() / 255
+        made = [styling.editor().model.pictures(styles).pixels_01 for styles in (at, at + step)]
+        columns += [torch.stack([real, *made], 1)[row] for row in range(2)]
+    rows = torch.stack(columns, 1).flatten(0, 1)
+    return sheet((rows * 255).round().byte().numpy(), len(columns), zoom)
+
+
 def save(name: str, image: Image.Image) -> None:
     GALLERY.mkdir(parents=True, exist_ok=True)
     with atomic_path(GALLERY / name) as path:
@@ -361,6 +378,8 @@ def main() -> None:
         save("codes.png", codes())
     if (painting.UNCLIP.folder(0) / "model").exists():
         save("unclip.png", unclip())
+    if (styling.GENERATOR.folder(0) / "model").exists():
+        save("styled.png", styled())
     if (study.FOG.folder(0) / "model").exists():
         save("depth.png", depth())
     if (strokes.OPTIMISER.folder(0) / "model").exists():

@@ -392,11 +392,11 @@ class TestDirections:
 
     def test_strengths_are_symmetric_steps(self, model, clip):
         pixels = model.pictures(model.generator.styles(model.sample(2))).pixels_01
-        words = ("a circle", "a red circle")
-        made = model.edit(pixels, *words, clip=clip, edit=DIRECTION, strengths=(0.0, 1.0, -1.0)).pixels_01
-        found = model.pictures(model.generator.styles(model.invert(pixels)).detach()).pixels_01
+        words, how = ("a circle", "a red circle"), {"clip": clip, "edit": DIRECTION, "inversion": 2}
+        made = model.edit(pixels, *words, **how, strengths=(0.0, 1.0, -1.0)).pixels_01
+        found = model.pictures(model.generator.styles(model.invert(pixels, steps=2)).detach()).pixels_01
         torch.testing.assert_close(made[::3], found, atol=1e-5, rtol=1e-4)
-        opposite = model.edit(pixels, *reversed(words), clip=clip, edit=DIRECTION).pixels_01
+        opposite = model.edit(pixels, *reversed(words), **how).pixels_01
         torch.testing.assert_close(made[2::3], opposite, atol=1e-4, rtol=1e-3)
 
 

@@ -294,8 +294,12 @@ class StyleCLIP(StyleModel):
         clip: CLIP | None = None,
         edit: Edit = METHODS["direction"],
         strengths: Sequence[float] = (1.0,),
+        inversion: int = 200,
     ) -> Pictures:
         """Pictures that show `target` where they showed `source`: all strengths of the first, then of the second.
+
+        Args:
+            inversion: steps in which each is found in W+.
 
         Raises:
             ValueError: no CLIP, or what `Editor.step` refuses.
@@ -303,7 +307,7 @@ class StyleCLIP(StyleModel):
         clip = clip or self._guides[0]
         if clip is None:
             raise ValueError("edit: give a CLIP that reads the texts")
-        w = self.invert(pictures)
+        w = self.invert(pictures, steps=inversion)
         step = Editor(self, clip).step(w, source, target, edit)
         with torch.no_grad():
             styles = self.generator.styles(w)
