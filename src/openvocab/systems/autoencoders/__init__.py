@@ -27,7 +27,7 @@ from openvocab.data.source import Pairs, PairsConfig
 from openvocab.metrics.generate import psnr
 from openvocab.shapes import Batch
 from openvocab.system import Recipe, System
-from openvocab.systems.autoencoders.dvae import DVAE, DVAEConfig
+from openvocab.systems.autoencoders.dvae import DVAEConfig
 from openvocab.systems.autoencoders.model import Autoencoder, AutoencoderConfig, last
 from openvocab.systems.autoencoders.published import load, to_hf
 from openvocab.systems.autoencoders.second import SecondConfig
@@ -59,16 +59,15 @@ SIZES = {
     "dvae-small": AutoencoderConfig(
         network=DVAEConfig(
             num_codes=256,
-            dim=64,
+            dim=128,
             groups=1,
-            blocks=4,
+            blocks=3,
             stem_dim=64,
-            kl_weight=2.0,
-            kl_steps=120,
-            temperature_steps=1400,
+            kl_weight=0.0,
+            temperature_steps=3600,
             floor=-2.0,
             patch=4,
-            contrast=3.0,
+            contrast=6.0,
         )
     ),
     "dvae-paper": AutoencoderConfig(network=DVAEConfig(), image_size=256),
@@ -142,9 +141,7 @@ def recipe(size: str, source: str = "scenes") -> Recipe[AutoencoderConfig]:
         optim, fit, groups = replace(optim, lr=3e-3), replace(fit, steps=9000), GROUPS
         data = replace(data, batch_size=8)
     elif isinstance(config.network, DVAEConfig):
-        # Codes keep their meaning while the decoder learns it; both at once, one code soon stands for everything.
-        slow = GroupConfig(name="encoder", prefixes=("network.encoder.",), optim=replace(optim, lr=2e-4))
-        optim, groups = replace(optim, lr=3e-3), (slow, GroupConfig(name="decoder", prefixes=("network.decoder.",)))
+        optim, fit, data = replace(optim, lr=3e-3), replace(fit, steps=6000), replace(data, batch_size=8)
     if config.second is not None:
         groups = (GroupConfig(name="second", prefixes=("second.",)),)
         optim, fit = replace(optim, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01), replace(fit, steps=1500)
@@ -153,7 +150,6 @@ def recipe(size: str, source: str = "scenes") -> Recipe[AutoencoderConfig]:
     elif size.endswith("paper"):
         data = replace(data, batch_size=32, workers=8, in_memory=False)
         data, optim, fit = _published_run(config, data, optim, fit)
-        groups = (GroupConfig(),) if isinstance(config.network, DVAEConfig) else groups
     return Recipe(model=config, data=data, optim=optim, fit=fit, groups=groups)
 
 
@@ -204,9 +200,6 @@ def prepare(
     model.name = f"autoencoders-{Path(data.pairs.source).stem}"
     model.trained_on = {"source": pairs.source, "pictures": len(pairs)}
     batches = learning.picture_stream(data, pairs, model.preprocessing, seed, folder)
-    network = model.network
-    if isinstance(network, DVAE) and network.config.contrast and init is None:
-        network.begin(torch.cat([batches.batch(step)["pixels"] for step in range(4)]))
     stage = Stage(
         name="autoencoders", data=batches, loss=loss, constrain=constrain, optim=recipe.optim, config=recipe.fit
     )

@@ -26,7 +26,7 @@ class DVAEConfig:
 
     `patch`: so many pixels each way are one place from the start, their values its channels.
     `floor`: ln b is at least this, or the many pixels of flat grounds, known to a hair, drown the few of edges.
-    `contrast`: the deviation of logits, whose means are 0, on the first batch; codes then say something from the start.
+    `contrast`: the deviation of every code's logits over a batch, whose means are 0; else few codes soon stand for all.
     The paper has none of these.
     beta rises to `kl_weight` over `kl_steps`, the temperature falls from 1 over `temperature_steps`, by half a cosine.
     """
@@ -54,17 +54,11 @@ class DVAE(nn.Module):
         shape, folded = (config.dim, config.groups, config.blocks, config.num_codes), config.patch**2
         self.encoder = group_encoder(*shape, in_channels=3 * folded)
         self.decoder = group_decoder(*shape, config.stem_dim, out_channels=6 * folded)
+        self.balance = nn.BatchNorm2d(config.num_codes, affine=False, momentum=0.02) if config.contrast else None
 
     def logits(self, pixels_01: Maps) -> Float[Tensor, "image code rows cols"]:
-        return self.encoder(F.pixel_unshuffle(map_pixels(pixels_01), self.config.patch))
-
-    @torch.no_grad()
-    def begin(self, pixels_01: Maps) -> None:
-        """Scales and shifts the encoder's last layer as `contrast` says."""
-        logits, last = self.logits(pixels_01), self.encoder.out
-        scale = (self.config.contrast or 1.0) / logits.std((0, 2, 3))
-        last.weight.mul_(scale.view(-1, 1, 1, 1))
-        last.bias.copy_((last.bias - logits.mean((0, 2, 3))) * scale)  # type: ignore[union-attr]
+        found = self.encoder(F.pixel_unshuffle(map_pixels(pixels_01), self.config.patch))
+        return found if self.balance is None else self.config.contrast * self.balance(found)
 
     def encode(self, pixels_01: Maps) -> Codes:
         return self.logits(pixels_01).argmax(1)
