@@ -33,7 +33,7 @@ CHANCE = 1 / 64
 _STREAM = TEST_SEED + 300
 """Of test captions; no choice was made on them."""
 _SAID = CaptionConfig(place=0.5, size=0.4, background=0.0, drop=0.0, synonym=0.0)
-_WORLD = "quiet world of 32 pixels, 8 x 8 codes of 1,024; 20,000 pictures, 16 of 64 pairs held out; 1.4 M parameters"
+_WORLD = "quiet world of 32 pixels, 8 x 8 codes of 1,024; 20,000 pictures, 16 of 64 pairs held out; 1.6 M parameters"
 
 
 @cache
