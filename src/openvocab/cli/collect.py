@@ -14,13 +14,13 @@ def embed(
     out: Annotated[Path, typer.Option(help="The folder for vectors and keys; an unfinished one goes on.")],
     model: Model = None,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fast, float32 or bfloat16.")] = "fast",
     shard: Annotated[str, typer.Option(help="i/n: this process's part, i from 0.")] = "0/1",
     as_json: Json = False,
 ) -> None:
     """Embeds a collection of pictures; broken files are listed and skipped."""
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise typer.BadParameter(f"{precision!r}: expected auto, float32 or bfloat16", param_hint="--precision")
+    if precision not in ("fast", "float32", "bfloat16"):
+        raise typer.BadParameter(f"{precision!r}: expected fast, float32 or bfloat16", param_hint="--precision")
     part, slash, parts = shard.partition("/")
     if not (slash and part.isdigit() and parts.isdigit()):
         raise typer.BadParameter(f"{shard!r}: expected i/n, for example 0/4", param_hint="--shard")

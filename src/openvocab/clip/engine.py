@@ -33,7 +33,7 @@ from openvocab.progress import track
 from openvocab.shapes import Embeds, TextEmbeds, Tokens
 
 Picture = str | os.PathLike[str] | Image.Image
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["fast", "float32", "bfloat16"]
 T = TypeVar("T")
 
 _BATCHES_PER_PART = 32
@@ -123,7 +123,7 @@ def embed_files(
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     batch_size: int = 32,
-    precision: Precision = "auto",
+    precision: Precision = "float32",
     threads: int | None = None,
     shard: tuple[int, int] = (0, 1),
     out: str | os.PathLike[str] | None = None,
@@ -131,7 +131,7 @@ def embed_files(
     """Embeds a collection: a folder with all below it, tar files (`a-{000..012}.tar`), one picture, or a list of paths.
 
     Args:
-        precision: "auto" takes bfloat16 where the device multiplies it natively, else float32.
+        precision: "fast" takes bfloat16 where the device multiplies it natively, else float32.
         threads: how many decode ahead of the model; as many as torch uses, by default.
         shard: (i, n) embeds the i-th of n parts; the parts in order are the whole.
         out: folder for the result. It is written part by part, so memory stays bounded, and the same call goes on
@@ -216,11 +216,11 @@ class ImageEncoder:
         self.clip, self.projected = clip, projected
         self.device = clip.logit_scale.device
         own = str(clip.dtype).removeprefix("torch.")
-        if clip.dtype == torch.float32 and precision == "auto":
+        if clip.dtype == torch.float32 and precision == "fast":
             precision = "bfloat16" if _multiplies_bfloat16(self.device) else "float32"
-        if clip.dtype != torch.float32 and precision not in (None, "auto", own):
+        if clip.dtype != torch.float32 and precision not in (None, "fast", own):
             raise ValueError(f"precision {precision}: the model is {own}; load it with dtype=torch.float32")
-        self.precision = own if precision in (None, "auto") else precision
+        self.precision = own if precision in (None, "fast") else precision
         self.tower: nn.Module = clip.image
         if self.precision != own:
             self.tower = copy.deepcopy(clip.image).to(torch.bfloat16)

@@ -150,7 +150,7 @@ def classify_files(
     calibration: Calibration | None = None,
     k: int = 5,
     batch_size: int = 32,
-    precision: Precision = "auto",
+    precision: Precision = "float32",
     threads: int | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> ClassifiedFiles:

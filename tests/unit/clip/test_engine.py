@@ -287,12 +287,12 @@ def test_bfloat16_is_close_and_leaves_the_model_alone(clip, folder):
 def test_auto_precision_is_what_the_processor_multiplies(clip, monkeypatch):
     for capabilities, expected in (({"avx2": True}, "float32"), ({"avx512_bf16": True}, "bfloat16")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
-        assert ImageEncoder(clip, "auto").precision == expected
+        assert ImageEncoder(clip, "fast").precision == expected
     assert ImageEncoder(clip).precision == "float32"
 
 
 def test_half_precision_models_keep_theirs(clip):
     clip.to(torch.bfloat16)
-    assert ImageEncoder(clip, "auto").precision == ImageEncoder(clip).precision == "bfloat16"
+    assert ImageEncoder(clip, "fast").precision == ImageEncoder(clip).precision == "bfloat16"
     with pytest.raises(ValueError, match="the model is bfloat16"):
         ImageEncoder(clip, "float32")
