@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from openvocab.clip.architectures import architecture
-from openvocab.clip.engine import ImageEncoder, embed_files
+from openvocab.clip.collection import embed_files
+from openvocab.clip.engine import ImageEncoder
 from openvocab.clip.weights import build, clean
 from openvocab.progress import silence
 

@@ -127,8 +127,8 @@ class CLIP(nn.Module):
         return embed_images(self, pictures, **options)
 
     def embed_files(self, source: Any, **options: Any) -> "Embedded":
-        """A collection as unit rows, broken files listed; see `clip.engine.embed_files`."""
-        from openvocab.clip.engine import embed_files
+        """A collection as unit rows, broken files listed; see `clip.collection.embed_files`."""
+        from openvocab.clip.collection import embed_files
 
         return embed_files(self, source, **options)
 

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openvocab import storage
-from openvocab.clip.engine import Picture, Precision, embed_files, embed_images, run_mark
+from openvocab.clip.collection import embed_files, run_mark
+from openvocab.clip.engine import Picture, Precision, embed_images
 from openvocab.clip.model import CLIP
 from openvocab.clip.trust import Calibration
 from openvocab.clip.vocabulary import Labels, Vocabulary, check_model, vocabulary

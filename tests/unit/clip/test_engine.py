@@ -1,14 +1,6 @@
-import io
-import signal
-import subprocess
-import sys
-import tarfile
 import threading
-from pathlib import Path
 
-import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from tiny import tiny_clip, write_picture
@@ -16,8 +8,8 @@ from tiny import tiny_clip, write_picture
 from openvocab.blocks.text import CBOWConfig
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip import engine
-from openvocab.clip.embedded import load_embedded
-from openvocab.clip.engine import ImageEncoder, collect, embed_files, embed_images, embed_texts
+from openvocab.clip.collection import embed_files
+from openvocab.clip.engine import ImageEncoder, embed_images, embed_texts
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.tokenizer import CLIPTokenizer
 
@@ -114,168 +106,6 @@ def test_over_long_text_is_numbered_as_the_caller_knows_it(clip):
         embed_texts(clip, ["a", "a", "word " * 100])
 
 
-def test_collection_is_embedded_in_order_with_failures_listed(clip, folder):
-    (folder / "1" / "broken.jpg").write_bytes(b"nothing")
-    embedded = embed_files(clip, folder, batch_size=2, threads=3)
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*g"))
-    assert embedded.keys == tuple(path for path in paths if "broken" not in path)
-    assert list(embedded.failures) == ["1/broken.jpg"]
-    assert "1/broken.jpg" in embedded.failures["1/broken.jpg"]
-    assert embedded.fingerprint == "tiny0"
-    torch.testing.assert_close(embedded.vectors, embed_images(clip, [folder / key for key in embedded.keys]))
-
-
-def test_archive_gives_the_vectors_of_its_folder(clip, folder, tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for path in sorted(folder.rglob("*.*g")):
-            archive.add(path, path.relative_to(folder).as_posix())
-        archive.addfile(tarfile.TarInfo("note.txt"), io.BytesIO())
-    from_folder, from_tar = embed_files(clip, folder), embed_files(clip, tmp_path / "a.tar")
-    assert from_tar.keys == from_folder.keys
-    assert torch.equal(from_tar.vectors, from_folder.vectors)
-    (tmp_path / "b.tar").write_bytes((tmp_path / "a.tar").read_bytes())
-    both = embed_files(clip, str(tmp_path / "{a,b}.tar"))
-    assert both.keys[0] == "a/0/0.png"
-    assert len(both.keys) == 14
-
-
-def test_list_of_paths_and_one_picture(clip, folder):
-    path = folder / "0" / "0.png"
-    assert embed_files(clip, [path, folder / "gone.png"]).keys == (str(path),)
-    assert embed_files(clip, str(path)).keys == (str(path),)
-
-
-def test_exif_orientation_is_applied_to_files_and_not_to_pil_images(clip, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = write_picture(tmp_path / "a.png", 3, exif=exif)
-    upright = embed_files(clip, [turned]).vectors
-    torch.testing.assert_close(upright, embed_images(clip, turned))
-    picture, near = Image.open(turned), {"rtol": 0, "atol": 2e-3}
-    torch.testing.assert_close(upright, embed_images(clip, picture.transpose(Image.Transpose.ROTATE_270)), **near)
-    assert not torch.allclose(upright, embed_images(clip, picture), **near)
-
-
-def test_shards_in_order_are_the_whole(clip, folder):
-    whole = embed_files(clip, folder)
-    parts = [embed_files(clip, folder, shard=(index, 3)) for index in range(3)]
-    assert sum((part.keys for part in parts), ()) == whole.keys
-    torch.testing.assert_close(torch.cat([part.vectors for part in parts]), whole.vectors)
-
-
-@pytest.mark.parametrize("shard", [(3, 3), (-1, 2), (0, 0)])
-def test_impossible_shards_are_refused(folder, shard):
-    with pytest.raises(ValueError, match="expected i/n"):
-        collect(folder, shard)
-
-
-def test_sources_without_pictures_are_refused(clip, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        embed_files(clip, tmp_path / "gone")
-    with pytest.raises(ValueError, match="holds no pictures"):
-        embed_files(clip, tmp_path)
-    (tmp_path / "a.jpg").touch()
-    with pytest.raises(ValueError, match=r"none of 1 pictures can be read; the first: a\.jpg"):
-        embed_files(clip, tmp_path)
-
-
-def test_decoding_stays_a_bounded_number_of_pictures_ahead(clip, monkeypatch):
-    made, taken, lock = 0, 0, threading.Lock()
-
-    def load(item):
-        nonlocal made
-        with lock:
-            made += 1
-            assert made - taken <= 4 * (1 + engine._BATCHES_AHEAD)
-        return torch.zeros(3, 16, 16, dtype=torch.uint8)
-
-    for batch in engine.pixel_batches(range(100), load, 4, 3):
-        taken += len(batch.rows)
-    assert (made, taken) == (100, 100)
-
-
-def test_result_on_disk_equals_the_one_in_memory(clip, folder, tmp_path):
-    (folder / "broken.png").touch()
-    in_memory = embed_files(clip, folder, batch_size=2)
-    on_disk = embed_files(clip, folder, batch_size=2, out=tmp_path / "out")
-    assert (on_disk.keys, on_disk.failures) == (in_memory.keys, in_memory.failures)
-    assert torch.equal(on_disk.vectors, in_memory.vectors)
-    assert torch.equal(load_embedded(tmp_path / "out").vectors, in_memory.vectors)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "embedded.json",
-        "keys.json",
-        "plan.json",
-        "vectors.npy",
-    ]
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from tiny import tiny_clip
-from openvocab.clip import engine
-engine._BATCHES_PER_PART = 1
-write = engine.EmbeddedFolder.write
-def write_and_die(self, part, embedded):
-    write(self, part, embedded)
-    if part == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-engine.EmbeddedFolder.write = write_and_die
-engine.embed_files(tiny_clip(), sys.argv[2], batch_size=2, out=sys.argv[3])
-"""
-
-
-def test_run_that_was_killed_goes_on_behind_its_last_part(clip, folder, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, Path(tiny.__file__).parent, folder, out]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
-    assert sorted(path.name for path in out.iterdir()) == ["part-000000.npz", "part-000001.npz", "plan.json"]
-    monkeypatch.setattr(engine, "_BATCHES_PER_PART", 1)
-    opened = []
-    read = engine.preprocess_bytes
-    monkeypatch.setattr(
-        engine, "preprocess_bytes", lambda *a, name, **k: opened.append(name) or read(*a, name=name, **k)
-    )
-    resumed = embed_files(clip, folder, batch_size=2, out=out)
-    assert len(opened) == 3
-    assert torch.equal(resumed.vectors, embed_files(clip, folder, batch_size=2).vectors)
-
-
-def test_finished_folder_is_not_embedded_again(clip, folder, tmp_path, monkeypatch):
-    embed_files(clip, folder, out=tmp_path / "out")
-    monkeypatch.setattr(engine, "preprocess_bytes", None)
-    assert len(embed_files(clip, folder, out=tmp_path / "out").keys) == 7
-
-
-def test_folder_of_another_run_is_refused(clip, folder, tmp_path):
-    embed_files(clip, folder, out=tmp_path / "out")
-    with pytest.raises(ValueError, match="fingerprint tiny0, this run has tiny1"):
-        embed_files(tiny_clip(1), folder, out=tmp_path / "out")
-    write_picture(folder / "new.png", 99)
-    with pytest.raises(ValueError, match="collection"):
-        embed_files(clip, folder, out=tmp_path / "out")
-    with pytest.raises(ValueError, match=r"embedded\.json is missing"):
-        load_embedded(folder)
-
-
-def test_model_without_a_fingerprint_cannot_mark_a_folder(clip, folder, tmp_path):
-    clip.fingerprint = ""
-    with pytest.raises(ValueError, match="no fingerprint"):
-        embed_files(clip, folder, out=tmp_path / "out")
-
-
-def test_full_disk_leaves_no_half_part(clip, folder, tmp_path, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
-        embed_files(clip, folder, out=tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plan.json"]
-
-
 def test_bfloat16_is_close_and_leaves_the_model_alone(clip, folder):
     exact = embed_files(clip, folder, precision="float32").vectors
     rounded = embed_files(clip, folder, precision="bfloat16").vectors
@@ -296,3 +126,18 @@ def test_half_precision_models_keep_theirs(clip):
     assert ImageEncoder(clip, "fast").precision == ImageEncoder(clip).precision == "bfloat16"
     with pytest.raises(ValueError, match="the model is bfloat16"):
         ImageEncoder(clip, "float32")
+
+
+def test_decoding_stays_a_bounded_number_of_pictures_ahead(clip, monkeypatch):
+    made, taken, lock = 0, 0, threading.Lock()
+
+    def load(item):
+        nonlocal made
+        with lock:
+            made += 1
+            assert made - taken <= 4 * (1 + engine._BATCHES_AHEAD)
+        return torch.zeros(3, 16, 16, dtype=torch.uint8)
+
+    for batch in engine.pixel_batches(range(100), load, 4, 3):
+        taken += len(batch.rows)
+    assert (made, taken) == (100, 100)
