@@ -1,0 +1,166 @@
+"""What the parts of search hand to each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from openvocab.clip.preprocess import PreprocessConfig
+from openvocab.shapes import Embeds, TextEmbeds
+
+Kind = Literal["picture", "video"]
+Storage = Literal["float16", "int8", "binary"]
+
+
+class Encoder(Protocol):
+    """Both towers of a model; `numerics` says how they compute, since vectors of two ways of computing differ."""
+
+    name: str
+    fingerprint: str
+    embed_dim: int
+    preprocessing: PreprocessConfig
+
+    @property
+    def numerics(self) -> str: ...
+
+    def images(self, pixels: UInt8[Tensor, "image 3 image_size image_size"]) -> Embeds:
+        """Unit float32 rows on the CPU."""
+        ...
+
+    def texts(self, texts: Sequence[str]) -> TextEmbeds:
+        """Unit float32 rows on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class About:
+    """Which model made an index, and how.
+
+    Fields:
+        name, fingerprint, numerics: of the encoder; queries of another one are refused.
+        fps: frames of a video that are looked at in a second.
+        storage: what the fast search reads; results are always scored anew with the stored float16 vectors.
+    """
+
+    name: str
+    fingerprint: str
+    numerics: str
+    embed_dim: int
+    fps: float
+    storage: Storage
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a row shows: a picture, or a run of alike frames of a video.
+
+    Fields:
+        path: below `root`, with forward slashes; a picture in a tar file is at `shard.tar/member`.
+        content: sha256 of the file's bytes, in hex.
+        start_s, end_s: of a video, the run is shown from the one up to the other.
+        tile: which part of the picture; 0 is the whole.
+        taken_at: ISO date and time, of the EXIF block, else of the file (UTC).
+        copies: other paths of the same bytes.
+    """
+
+    row: int
+    path: str
+    root: str
+    kind: Kind
+    content: str
+    start_s: float | None
+    end_s: float | None
+    tile: int
+    taken_at: str | None
+    width_px: int | None
+    height_px: int | None
+    duration_s: float | None
+    copies: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Where:
+    """What may be found; the conditions that are not None hold together, of one of the file's places.
+
+    Fields:
+        folder: a folder below a root, with all below it.
+        since, until: ISO dates or times; `until` itself is left out.
+        path: one file.
+    """
+
+    kind: Kind | None = None
+    folder: str | None = None
+    since: str | None = None
+    until: str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The best rows of each query, best first; -1 and -inf where there are fewer."""
+
+    scores: Float[Tensor, "query k"]
+    rows: Int64[Tensor, "query k"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Alike frames of a video, shown from `start_s` up to `end_s`, and one vector for them."""
+
+    start_s: float
+    end_s: float
+    vector: Float[Tensor, " embed"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file that a source shows, or a member of a tar file: then its bytes are `size_bytes` from `offset`."""
+
+    root: str
+    path: str
+    kind: Kind
+    size_bytes: int
+    mtime_ns: int
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What bytes turned out to show, wherever they lie: vectors, or the reason why there are none.
+
+    Fields:
+        spans: start and end in seconds of each row of a video; None for a picture.
+    """
+
+    digest: str
+    kind: Kind
+    vectors: Float[Tensor, "row embed"]
+    spans: tuple[tuple[float, float] | None, ...]
+    width_px: int | None = None
+    height_px: int | None = None
+    duration_s: float | None = None
+    taken_at: str | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build did, in files; and its cost.
+
+    Fields:
+        added: new paths, copies of known files among them; changed: known paths with other bytes; moved: known bytes
+            whose old path is gone; removed: paths that are gone; unchanged: the others.
+        failures: path to reason, of what is there and cannot be read.
+        embedded_rows: vectors that were computed.
+    """
+
+    added: int
+    changed: int
+    moved: int
+    removed: int
+    unchanged: int
+    failures: dict[str, str]
+    embedded_rows: int
+    seconds: float
