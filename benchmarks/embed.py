@@ -22,7 +22,7 @@ from PIL import Image
 
 from openvocab.clip.architectures import architecture
 from openvocab.clip.collection import embed_files
-from openvocab.clip.engine import ImageEncoder
+from openvocab.clip.encoder import encoder
 from openvocab.clip.weights import build, clean
 from openvocab.progress import silence
 
@@ -53,16 +53,17 @@ def main() -> None:
     theirs, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
     theirs.eval()
     clip = build(architecture("ViT-B-32"), clean(theirs.state_dict())).eval()
-    precision = ImageEncoder(clip, "fast").precision
+    fast = encoder(clip)
+    precision = fast.precision
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(harness.DATA / "photos" / "photos.tar") as tar:
             members = [member for member in tar if member.name.endswith(".jpg")][: options.images]
             tar.extractall(folder, members, filter="data")
         paths = sorted(Path(folder).rglob("*.jpg"))
         works = _works(theirs, transform, paths, options.compile, precision == "bfloat16")
-        works["openvocab float32"] = lambda: embed_files(clip, folder, precision="float32").vectors
+        works["openvocab float32"] = lambda: embed_files(clip, folder).vectors
         if precision != "float32":
-            works[f"openvocab {precision}"] = lambda: embed_files(clip, folder, precision="fast").vectors
+            works[f"openvocab {precision}"] = lambda: embed_files(fast, folder).vectors
         with torch.no_grad():
             exact = torch.cat([clip.encode_image(clip.preprocess(Image.open(path)).unsqueeze(0)) for path in paths])
             cosines = {name: (work() * exact).sum(dim=1).min().item() for name, work in works.items()}

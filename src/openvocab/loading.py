@@ -10,6 +10,8 @@ from torch import nn
 
 from openvocab import storage, systems
 from openvocab.clip import architectures, folder
+from openvocab.clip import encoder as engines
+from openvocab.clip.encoder import Encoder, cast
 from openvocab.clip.hf_config import from_hf_config, to_hf_config
 from openvocab.clip.layouts import State
 from openvocab.clip.model import CLIP
@@ -65,7 +67,21 @@ def load(
     clip = _open(path, verify, architecture)
     if str(source).startswith("hf:"):
         clip.name = str(source)
-    return cast(clip, dtype).to(device)
+    for tower in (clip.image, clip.text):
+        cast(tower, dtype)
+    return clip.to(device)
+
+
+def encoder(source: str | Path | CLIP, engine: str = "torch", precision: str = "fast") -> Encoder:
+    """Opens a CLIP to embed with it; see `load` for sources, `clip.encoder.encoder` for engines and precisions.
+
+    Raises:
+        ValueError: what `load` raises, or the source is of another system.
+    """
+    clip = source if isinstance(source, CLIP) else load(source)
+    if not isinstance(clip, CLIP):
+        raise ValueError(f"{source}: holds a model of {clip.system}, which has no shared space of its own: give a CLIP")
+    return engines.encoder(clip, engine, precision)
 
 
 def locate(source: str | Path) -> Path:
@@ -81,16 +97,6 @@ def locate(source: str | Path) -> Path:
         raise FileNotFoundError(f"{source} does not exist; a model is a folder, a weight file, hf:owner/name or demo")
     run = path / "model"  # of `openvocab train --out`
     return run if (run / folder.RECORD).is_file() else path
-
-
-def cast(clip: CLIP, dtype: torch.dtype) -> CLIP:
-    """The model in another precision; temperature, bias and BatchNorm stay float32."""
-    for tower in (clip.image, clip.text):
-        tower.to(dtype)
-        for module in tower.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.float()
-    return clip
 
 
 def _system(path: Path) -> str:

@@ -26,13 +26,12 @@ def embed(
         raise typer.BadParameter(f"{shard!r}: expected i/n, for example 0/4", param_hint="--shard")
     chosen = chosen_model(model)
     from openvocab import loading
+    from openvocab.clip.collection import embed_files
 
-    clip = loading.load(chosen)
-    embedded = clip.embed_files(
-        source, out=out, batch_size=batch_size, precision=precision, shard=(int(part), int(parts))
-    )
+    encoder = loading.encoder(chosen, precision=precision)
+    embedded = embed_files(encoder, source, out=out, batch_size=batch_size, shard=(int(part), int(parts)))
     done = {"folder": str(out), "pictures": len(embedded.keys), "failures": embedded.failures}
-    show({**done, "fingerprint": embedded.fingerprint}, as_json, table(done))
+    show({**done, "fingerprint": embedded.fingerprint, "numerics": encoder.numerics}, as_json, table(done))
 
 
 corpus = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Builds data sets.")

@@ -11,7 +11,8 @@ import torch
 
 from openvocab import storage
 from openvocab.clip.embedded import Embedded, EmbeddedFolder, join, load_embedded
-from openvocab.clip.engine import ImageEncoder, Precision, pixel_batches
+from openvocab.clip.encoder import Encoder, as_encoder
+from openvocab.clip.engine import pixel_batches
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import Pixels, preprocess_bytes
 from openvocab.data.folders import list_pictures
@@ -23,11 +24,10 @@ _BATCHES_PER_PART = 32
 
 
 def embed_files(
-    clip: CLIP,
+    model: CLIP | Encoder,
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     batch_size: int = 32,
-    precision: Precision = "float32",
     threads: int | None = None,
     shard: tuple[int, int] = (0, 1),
     out: str | os.PathLike[str] | None = None,
@@ -35,7 +35,7 @@ def embed_files(
     """Embeds a collection: a folder with all below it, tar files (`a-{000..012}.tar`), one picture, or a list of paths.
 
     Args:
-        precision: "fast" takes bfloat16 where the device multiplies it natively, else float32.
+        model: a CLIP embeds as it is, an encoder on its engine.
         threads: how many decode ahead of the model; as many as torch uses, by default.
         shard: (i, n) embeds the i-th of n parts; the parts in order are the whole.
         out: folder for the result. It is written part by part, so memory stays bounded, and the same call goes on
@@ -46,16 +46,16 @@ def embed_files(
         ValueError: no pictures, none that can be read, or `out` holds a run of another model or collection.
     """
     items, failures = collect(source, shard)
-    encode = ImageEncoder(clip, precision)
+    encoder = as_encoder(model)
     num_parts = -(-len(items) // (batch_size * _BATCHES_PER_PART))
     folder = None
     if out is not None:
-        folder = EmbeddedFolder(Path(out), _plan(clip, items, encode.precision, batch_size))
+        folder = EmbeddedFolder(Path(out), _plan(encoder, items, batch_size))
         if folder.finished:
             return load_embedded(out)
     todo = [part for part in range(num_parts) if folder is None or not folder.holds(part)]
     made: list[Embedded] = []
-    for part, embedded in zip(todo, _embed_parts(encode, items, todo, batch_size, threads)):
+    for part, embedded in zip(todo, _embed_parts(encoder, items, todo, batch_size, threads)):
         if folder is None:
             made.append(embedded)
         else:
@@ -110,23 +110,24 @@ def collect(
 
 
 def run_mark(
-    clip: CLIP,
+    encoder: Encoder,
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     shard: tuple[int, int],
     batch_size: int,
-    precision: Precision,
 ) -> str:
     """Names a run: equal for the same model over the same pictures in the same way."""
-    return storage.fingerprint(clip.fingerprint, _content_mark(collect(source, shard)[0]), batch_size, precision)
+    return storage.fingerprint(
+        encoder.fingerprint, encoder.numerics, _content_mark(collect(source, shard)[0]), batch_size
+    )
 
 
-def _plan(clip: CLIP, items: list[Item], precision: str, batch_size: int) -> dict[str, str | int]:
-    if not clip.fingerprint:
-        raise ValueError(f"model {clip.name!r} has no fingerprint to mark files with: save it and load it again")
+def _plan(encoder: Encoder, items: list[Item], batch_size: int) -> dict[str, str | int]:
+    if not encoder.fingerprint:
+        raise ValueError(f"model {encoder.name!r} has no fingerprint to mark files with: save it and load it again")
     return {
-        "model": clip.name,
-        "fingerprint": clip.fingerprint,
-        "precision": precision,
+        "model": encoder.name,
+        "fingerprint": encoder.fingerprint,
+        "numerics": encoder.numerics,
         "collection": _content_mark(items),
         "pictures": len(items),
         "batch_size": batch_size,
@@ -144,26 +145,26 @@ def _content_mark(items: list[Item]) -> str:
 
 
 def _embed_parts(
-    encode: ImageEncoder, items: list[Item], todo: list[int], batch_size: int, threads: int | None
+    encoder: Encoder, items: list[Item], todo: list[int], batch_size: int, threads: int | None
 ) -> Iterator[Embedded]:
     """One record for each part in `todo`; decoding runs ahead across their borders."""
-    clip, size = encode.clip, batch_size * _BATCHES_PER_PART
+    size = batch_size * _BATCHES_PER_PART
     pending = [item for part in todo for item in items[part * size : (part + 1) * size]]
 
     def load(item: Item) -> Pixels:
-        return preprocess_bytes(item.where.read(), clip.preprocessing, name=item.key)
+        return preprocess_bytes(item.where.read(), encoder.preprocessing, name=item.key)
 
     batches = pixel_batches(pending, load, batch_size, threads)
     with contextlib.closing(batches), track((), "embedding", total=len(items), unit="picture") as bar:
         bar.update(len(items) - len(pending))
         for _ in todo:
             keys: list[str] = []
-            vectors = [torch.empty(0, clip.config.embed_dim)]
+            vectors = [torch.empty(0, encoder.embed_dim)]
             failures: dict[str, str] = {}
             for batch in itertools.islice(batches, _BATCHES_PER_PART):
                 if batch.pixels is not None:
-                    vectors.append(encode(batch.pixels))
+                    vectors.append(encoder.images(batch.pixels))
                 keys += [pending[row].key for row in batch.rows]
                 failures |= {pending[row].key: reason for row, reason in batch.failures.items()}
                 bar.update(len(batch.rows) + len(batch.failures))
-            yield Embedded(tuple(keys), torch.cat(vectors), failures, clip.fingerprint)
+            yield Embedded(tuple(keys), torch.cat(vectors), failures, encoder.fingerprint)

@@ -4,14 +4,14 @@
 """
 
 import contextlib
-import copy
 import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from openvocab.blocks.text import TextConfig
 from openvocab.clip.model import CLIP
-from openvocab.clip.preprocess import Pixels, PreprocessConfig, normalize, preprocess_bytes, to_pixels
+from openvocab.clip.preprocess import Pixels, PreprocessConfig, preprocess_bytes, to_pixels
+from openvocab.clip.preprocess import normalize as normalize_pixels
 from openvocab.shapes import Embeds, TextEmbeds, Tokens
 
 Picture = str | os.PathLike[str] | Image.Image
-Precision = Literal["fast", "float32", "bfloat16"]
 T = TypeVar("T")
 
 _BATCHES_AHEAD = 2
@@ -47,8 +47,8 @@ def embed_images(
     Raises:
         ValueError: pictures that cannot be read; one line that names all of them.
     """
-    encode = ImageEncoder(clip, projected=projected)
-    rows = [encode(pixels) for pixels in read_pixels(pictures, clip.preprocessing, batch_size, threads)]
+    batches = read_pixels(pictures, clip.preprocessing, batch_size, threads)
+    rows = [embed_pixels(clip, pixels, projected=projected) for pixels in batches]
     return torch.cat(rows) if rows else torch.empty(0, clip.config.embed_dim)
 
 
@@ -85,6 +85,20 @@ def embed_texts(
     Raises:
         ValueError: a text is longer than the model's context and `truncate` is not set.
     """
+    return encode_texts(
+        clip, partial(embed_tokens, clip, normalize=normalize), texts, truncate=truncate, batch_tokens=batch_tokens
+    )
+
+
+def encode_texts(
+    clip: CLIP,
+    encode: Callable[[Tokens], TextEmbeds],
+    texts: Sequence[str],
+    *,
+    truncate: bool = False,
+    batch_tokens: int = 4096,
+) -> TextEmbeds:
+    """What `encode` makes of the texts' tokens; equal texts are encoded once, texts of similar length together."""
     unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     rows = torch.empty(len(unique), clip.config.embed_dim)
     if not unique:
@@ -96,48 +110,33 @@ def embed_texts(
         raise
     lengths, order = _needed_tokens(clip, tokens).sort(stable=True)
     start = 0
-    with evaluating(clip):
-        while start < len(order):
-            # Ascending lengths: the shortest bounds how many may fit, the longest of those says how many do.
-            most = max(1, batch_tokens // int(lengths[start]))
-            longest = int(lengths[min(start + most, len(order)) - 1])
-            chosen = order[start : start + max(1, batch_tokens // longest)]
-            inputs = tokens[chosen, :longest].to(clip.logit_scale.device)
-            found = clip.encode_text(inputs, normalize=False).float()
-            rows[chosen] = (F.normalize(found, dim=-1) if normalize else found).cpu()
-            start += len(chosen)
+    while start < len(order):
+        # Ascending lengths: the shortest bounds how many may fit, the longest of those says how many do.
+        most = max(1, batch_tokens // int(lengths[start]))
+        longest = int(lengths[min(start + most, len(order)) - 1])
+        chosen = order[start : start + max(1, batch_tokens // longest)]
+        rows[chosen] = encode(tokens[chosen, :longest])
+        start += len(chosen)
     return rows[[unique[text] for text in texts]]
 
 
-class ImageEncoder:
-    """A model's image tower in a chosen precision; None leaves it as the model is.
+def embed_pixels(
+    clip: CLIP, pixels: UInt8[Tensor, "image 3 image_size image_size"], *, projected: bool = True
+) -> Embeds:
+    """Unit vectors, or pooled features where they are not projected, in float32 on the CPU."""
+    with evaluating(clip.image):
+        pixels = pixels.to(clip.logit_scale.device, non_blocking=True)
+        pooled = clip.image(normalize_pixels(pixels, clip.preprocessing, clip.dtype), tokens=False).pooled
+        if not projected:
+            return pooled.float().cpu()
+        return F.normalize(clip.image.projection(pooled).float(), dim=-1).cpu()
 
-    Raises:
-        ValueError: a precision other than that of a model which is not float32.
-    """
 
-    def __init__(self, clip: CLIP, precision: Precision | None = None, projected: bool = True):
-        self.clip, self.projected = clip, projected
-        self.device = clip.logit_scale.device
-        own = str(clip.dtype).removeprefix("torch.")
-        if clip.dtype == torch.float32 and precision == "fast":
-            precision = "bfloat16" if _multiplies_bfloat16(self.device) else "float32"
-        if clip.dtype != torch.float32 and precision not in (None, "fast", own):
-            raise ValueError(f"precision {precision}: the model is {own}; load it with dtype=torch.float32")
-        self.precision = own if precision in (None, "fast") else precision
-        self.tower: nn.Module = clip.image
-        if self.precision != own:
-            self.tower = copy.deepcopy(clip.image).to(torch.bfloat16)
-
-    def __call__(self, pixels: UInt8[Tensor, "image 3 image_size image_size"]) -> Embeds:
-        """Unit vectors, or pooled features where they are not projected, in float32 on the CPU."""
-        with evaluating(self.tower):
-            pixels = pixels.to(self.device, non_blocking=True)
-            images = normalize(pixels, self.clip.preprocessing, getattr(torch, self.precision))
-            pooled = self.tower(images, tokens=False).pooled
-            if not self.projected:
-                return pooled.float().cpu()
-            return F.normalize(self.tower.projection(pooled).float(), dim=-1).cpu()  # type: ignore[operator]
+def embed_tokens(clip: CLIP, tokens: Tokens, *, normalize: bool = True) -> TextEmbeds:
+    """Unit vectors, or what the tower gives as it is, in float32 on the CPU."""
+    with evaluating(clip.text):
+        found = clip.encode_text(tokens.to(clip.logit_scale.device), normalize=False).float()
+        return (F.normalize(found, dim=-1) if normalize else found).cpu()
 
 
 @contextlib.contextmanager
@@ -151,14 +150,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware has bfloat16 products; elsewhere they are emulated and slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def _needed_tokens(clip: CLIP, tokens: Tokens) -> Int[Tensor, " text"]:

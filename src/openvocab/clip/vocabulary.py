@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openvocab import storage
-from openvocab.clip.engine import embed_texts
+from openvocab.clip.encoder import Encoder, as_encoder
 from openvocab.clip.model import CLIP
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
@@ -59,7 +59,11 @@ def check_model(clip: CLIP, labels: Made) -> None:
 
 
 def vocabulary(
-    clip: CLIP, labels: Labels, templates: str | os.PathLike[str] | Sequence[str] = "generic", *, cache: bool = True
+    model: CLIP | Encoder,
+    labels: Labels,
+    templates: str | os.PathLike[str] | Sequence[str] = "generic",
+    *,
+    cache: bool = True,
 ) -> Vocabulary:
     """w_c = normalize(mean over names n of c and templates t of normalize(T(t(n)))), T the text tower.
 
@@ -73,13 +77,15 @@ def vocabulary(
     Raises:
         ValueError: no labels, an empty or repeated label, or one that is too long for the model.
     """
-    names = read_labels(labels)
+    encoder = as_encoder(model)
+    clip, names = encoder.clip, read_labels(labels)
     shown = tuple(each[0] for each in names)
     patterns = read_templates(templates)
     unseen = {each[0]: missing for each in names if (missing := unseen_words(clip.trained_on, each))}
     path = None
     if cache and clip.fingerprint:
-        path = storage.cache_folder("vocabularies") / f"{storage.fingerprint(clip.fingerprint, names, patterns)}.npy"
+        mark = storage.fingerprint(clip.fingerprint, encoder.numerics, names, patterns)
+        path = storage.cache_folder("vocabularies") / f"{mark}.npy"
         embeds = _read(path, (len(names), clip.config.embed_dim))
         if embeds is not None:
             return Vocabulary(shown, embeds, patterns, clip.name, clip.fingerprint, unseen)
@@ -87,7 +93,7 @@ def vocabulary(
     _check_lengths(clip, prompts)
     counts = torch.tensor([len(each) * len(patterns) for each in names])
     owners = torch.repeat_interleave(torch.arange(len(names)), counts)
-    sums = torch.zeros(len(names), clip.config.embed_dim).index_add_(0, owners, embed_texts(clip, prompts))
+    sums = torch.zeros(len(names), clip.config.embed_dim).index_add_(0, owners, encoder.texts(prompts))
     embeds = F.normalize(sums / counts.unsqueeze(1), dim=-1)
     if path is not None:
         with storage.atomic_path(path) as temporary, temporary.open("wb") as file:

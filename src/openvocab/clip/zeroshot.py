@@ -15,7 +15,8 @@ from torch import Tensor
 
 from openvocab import storage
 from openvocab.clip.collection import embed_files, run_mark
-from openvocab.clip.engine import Picture, Precision, embed_images
+from openvocab.clip.encoder import Encoder, as_encoder
+from openvocab.clip.engine import Picture, embed_images
 from openvocab.clip.model import CLIP
 from openvocab.clip.trust import Calibration
 from openvocab.clip.vocabulary import Labels, Vocabulary, check_model, vocabulary
@@ -143,7 +144,7 @@ def classify_embeds(
 
 
 def classify_files(
-    clip: CLIP,
+    model: CLIP | Encoder,
     source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     labels: Vocabulary | Fitted | Labels,
     out: str | os.PathLike[str],
@@ -151,7 +152,6 @@ def classify_files(
     calibration: Calibration | None = None,
     k: int = 5,
     batch_size: int = 32,
-    precision: Precision = "float32",
     threads: int | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> ClassifiedFiles:
@@ -166,15 +166,15 @@ def classify_files(
     out = Path(out)
     if out.suffix not in _WRITERS:
         raise ValueError(f"{out}: expected a name that ends in {', '.join(_WRITERS)}")
+    encoder = as_encoder(model)
+    clip = encoder.clip
     if not isinstance(labels, (Vocabulary, Fitted)):
         labels = vocabulary(clip, labels)
     _check_same_model(clip, labels, calibration)
     work = None
     if clip.fingerprint:
-        work = storage.cache_folder("unfinished") / run_mark(clip, source, shard, batch_size, precision)
-    embedded = embed_files(
-        clip, source, batch_size=batch_size, precision=precision, threads=threads, shard=shard, out=work
-    )
+        work = storage.cache_folder("unfinished") / run_mark(encoder, source, shard, batch_size)
+    embedded = embed_files(encoder, source, batch_size=batch_size, threads=threads, shard=shard, out=work)
     with storage.atomic_path(out) as path, _WRITERS[out.suffix](path) as write:
         for start in range(0, len(embedded.keys), _CHUNK):
             found = classify_embeds(clip, embedded.vectors[start : start + _CHUNK], labels, calibration)

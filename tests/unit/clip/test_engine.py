@@ -8,8 +8,7 @@ from tiny import tiny_clip, write_picture
 from openvocab.blocks.text import CBOWConfig
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip import engine
-from openvocab.clip.collection import embed_files
-from openvocab.clip.engine import ImageEncoder, embed_images, embed_texts
+from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.tokenizer import CLIPTokenizer
 
@@ -104,28 +103,6 @@ def test_bag_of_words_towers_embed_texts():
 def test_over_long_text_is_numbered_as_the_caller_knows_it(clip):
     with pytest.raises(ValueError, match="text 2 has"):
         embed_texts(clip, ["a", "a", "word " * 100])
-
-
-def test_bfloat16_is_close_and_leaves_the_model_alone(clip, folder):
-    exact = embed_files(clip, folder, precision="float32").vectors
-    rounded = embed_files(clip, folder, precision="bfloat16").vectors
-    assert rounded.dtype == torch.float32
-    assert (exact * rounded).sum(dim=-1).min() > 0.999
-    assert clip.dtype == torch.float32
-
-
-def test_auto_precision_is_what_the_processor_multiplies(clip, monkeypatch):
-    for capabilities, expected in (({"avx2": True}, "float32"), ({"avx512_bf16": True}, "bfloat16")):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
-        assert ImageEncoder(clip, "fast").precision == expected
-    assert ImageEncoder(clip).precision == "float32"
-
-
-def test_half_precision_models_keep_theirs(clip):
-    clip.to(torch.bfloat16)
-    assert ImageEncoder(clip, "fast").precision == ImageEncoder(clip).precision == "bfloat16"
-    with pytest.raises(ValueError, match="the model is bfloat16"):
-        ImageEncoder(clip, "float32")
 
 
 def test_decoding_stays_a_bounded_number_of_pictures_ahead(clip, monkeypatch):

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_clip
 
-from openvocab.clip import vocabulary as module
+from openvocab.clip.encoder import Encoder, encoder
 from openvocab.clip.vocabulary import read_labels, vocabulary
 from openvocab.storage import cache_folder
 
@@ -39,8 +39,8 @@ def test_order_of_templates_changes_nothing(clip):
 def test_vectors_are_computed_once_and_kept_by_content(clip, monkeypatch):
     first = vocabulary(clip, ["cat", "dog"])
     calls = []
-    embed = module.embed_texts
-    monkeypatch.setattr(module, "embed_texts", lambda *a: calls.append(a) or embed(*a))
+    texts = Encoder.texts
+    monkeypatch.setattr(Encoder, "texts", lambda *a: calls.append(a) or texts(*a))
     assert torch.equal(vocabulary(clip, ["cat", "dog"]).embeds, first.embeds)
     assert calls == []
     vocabulary(clip, ["dog", "cat"])
@@ -49,6 +49,8 @@ def test_vectors_are_computed_once_and_kept_by_content(clip, monkeypatch):
     assert len(calls) == 3
     vocabulary(clip, ["cat", "dog"], cache=False)
     assert len(calls) == 4
+    vocabulary(encoder(clip, precision="bfloat16"), ["cat", "dog"])
+    assert len(calls) == 5
 
 
 def test_damaged_cache_file_is_made_again(clip):

@@ -103,7 +103,7 @@ def read_jsonl(path):
 def test_collections_become_tables(clip, paths, tmp_path, suffix, read):
     (tmp_path / "pictures" / "broken.png").touch()
     labels = ["cat, tabby", 'a "dog"', "horse"]
-    written = classify_files(clip, tmp_path / "pictures", labels, tmp_path / f"table{suffix}", k=2, precision="float32")
+    written = classify_files(clip, tmp_path / "pictures", labels, tmp_path / f"table{suffix}", k=2)
     assert (written.pictures, list(written.failures)) == (5, ["broken.png"])
     rows = read(written.path)
     expected = classify(clip, paths, labels)
