@@ -6,8 +6,9 @@ upright, whatever was passed over on the way to them. The index comes from the p
 
 import contextlib
 import itertools
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from openvocab.data.extras import require
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
 _SLACK_S = 1e-6
 """A frame's time as a float may fall behind its own rational by this."""
+_UNSOUGHT = ("mpeg",)
+"""Formats, program streams, whose pictures lose their times by seeking."""
 
 Times = Float64[np.ndarray, " frame"]
 
@@ -110,21 +113,21 @@ class Video:
 
     def _decode(self, wanted: Int64[np.ndarray, " wanted"]) -> Iterator[Frame]:
         with _opened(self.path) as (container, stream):
-            to_rgb = require("av", "video", f"{self.path}: reading videos").video.reformatter.VideoReformatter()
+            to_rgb = _to_rgb()
             stream.thread_type = "AUTO"
             decoded: Iterator[Any] = iter(())
             shown = ahead = None
+            needed = set(wanted.tolist())
             for tick in wanted.tolist():
                 keys = self._keys[self._keys <= tick]
                 if shown is None or (ahead is not None and len(keys) and ahead.pts < keys[-1]):
-                    decoded = _from_keys(container, stream, keys.tolist(), tick)
+                    decoded = _from_keys(container, stream, keys.tolist(), tick, needed)
                     shown, ahead = next(decoded, None), next(decoded, None)
                 while ahead is not None and ahead.pts <= tick:
                     shown, ahead = ahead, next(decoded, None)
                 if shown is None:
                     raise ValueError(f"{self.path}: none of its pictures can be decoded")
-                pixels = to_rgb.reformat(shown, format="rgb24").to_ndarray()
-                yield Frame(float(shown.time), np.ascontiguousarray(np.rot90(pixels, self.turn_deg // 90)))
+                yield _upright(shown, to_rgb, self.turn_deg)
 
 
 def open_video(path: str | os.PathLike[str]) -> Video:
@@ -140,8 +143,8 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     with _opened(path) as (container, stream):
         seen = [(p.pts, p.duration or 0, p.is_keyframe) for p in container.demux(stream) if p.size and not p.is_discard]
     with _opened(path) as (container, stream):
-        sought = container.format.name != "mpeg"  # pictures of program streams lose their times by seeking
-        tick_s, decoded = stream.time_base, _timed(container.decode(stream))
+        sought = container.format.name not in _UNSOUGHT
+        tick_s, decoded = stream.time_base, _decoded(container, stream, None)
         first = next(decoded, None)
         if first is None:
             raise ValueError(f"{path}: holds no picture that has a time and can be decoded")
@@ -150,7 +153,7 @@ def open_video(path: str | os.PathLike[str]) -> Video:
     seen.sort()
     ticks = np.array([tick for tick, _, _ in seen], np.int64)
     mean = (ticks[-1] - ticks[0]) / max(1, len(ticks) - 1)
-    turn = round(first.rotation / 90) * 90 % 360
+    turn = _turn_deg(first)
     size = (first.width, first.height) if turn % 180 == 0 else (first.height, first.width)
     return Video(
         path,
@@ -177,7 +180,30 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
         raise ValueError(f"{path}: not a video that can be read ({error.strerror or error})") from None
 
 
-def _from_keys(container: Any, stream: Any, keys: list[int], tick: int) -> Iterator[Any]:
+def frame_at(path: str | os.PathLike[str], time_s: float) -> Frame:
+    """What a video shows at a moment; reads only what leads up to it, however long the file is.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_video`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    with _opened(path) as (container, stream):
+        tick = math.floor((time_s + _SLACK_S) / stream.time_base)
+        sought = tick > (stream.start_time or 0) and container.format.name not in _UNSOUGHT
+        decoded = _from_keys(container, stream, [tick] if sought else [], tick, None)
+        shown = next(decoded, None)
+        if shown is None:
+            raise ValueError(f"{path}: holds no picture that has a time and can be decoded")
+        for frame in decoded:
+            if frame.pts > tick:
+                break
+            shown = frame
+        return _upright(shown, _to_rgb(), _turn_deg(shown))
+
+
+def _from_keys(container: Any, stream: Any, keys: list[int], tick: int, needed: set[int] | None) -> Iterator[Any]:
     """Decodes from the last of these key frames from which it begins no later than `tick`.
 
     A container that seeks by decoding time may land behind the pictures that are asked for.
@@ -185,13 +211,31 @@ def _from_keys(container: Any, stream: Any, keys: list[int], tick: int) -> Itera
     for key in reversed(keys):
         container.seek(key, stream=stream)
         # What comes before the first key frame may lean on pictures that were passed over.
-        decoded = itertools.dropwhile(lambda frame: not frame.key_frame, _timed(container.decode(stream)))
+        decoded = itertools.dropwhile(lambda frame: not frame.key_frame, _decoded(container, stream, needed))
         first = next(decoded, None)
         if first is not None and first.pts <= tick:
             return itertools.chain([first], decoded)
     container.seek(min(0, stream.start_time or 0), stream=stream)
-    return _timed(container.decode(stream))
+    return _decoded(container, stream, needed)
 
 
-def _timed(frames: Iterable[Any]) -> Iterator[Any]:
-    return (frame for frame in frames if frame.pts is not None)
+def _decoded(container: Any, stream: Any, needed: set[int] | None) -> Iterator[Any]:
+    """Frames that have a time; those that are neither needed nor any other frame's reference may be left out."""
+    for packet in container.demux(stream):
+        if needed is not None:
+            left_out = packet.pts is not None and packet.pts not in needed
+            stream.codec_context.skip_frame = "NONREF" if left_out else "DEFAULT"
+        yield from (frame for frame in packet.decode() if frame.pts is not None)
+
+
+def _to_rgb() -> Any:
+    return require("av", "video", "reading videos").video.reformatter.VideoReformatter()
+
+
+def _upright(frame: Any, to_rgb: Any, turn_deg: int) -> Frame:
+    pixels = to_rgb.reformat(frame, format="rgb24").to_ndarray()
+    return Frame(float(frame.time), np.ascontiguousarray(np.rot90(pixels, turn_deg // 90)))
+
+
+def _turn_deg(frame: Any) -> int:
+    return round(frame.rotation / 90) * 90 % 360

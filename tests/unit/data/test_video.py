@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from videos import NTSC, full_decode, write_video
 
-from openvocab.data.video import open_video
+from openvocab.data import video as video_module
+from openvocab.data.video import frame_at, open_video
 
 REAL = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "video"
 VARIABLE = np.cumsum(np.random.default_rng(1).integers(10, 200, 40))
@@ -51,6 +52,29 @@ def test_seeking_finds_the_frames_of_a_full_decode(files, name):
             shown = max(0, int((starts <= time_s).sum()) - 1)
             assert frame.time_s == expected[shown][0]
             assert np.array_equal(frame.pixels, expected[shown][1])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_one_moment_needs_no_index(files, name):
+    expected, video = full_decode(files[name]), open_video(files[name])
+    for time_s in [-1.0, *np.random.default_rng(1).uniform(0, video.end_s, 4), expected[-1][0], video.end_s + 9]:
+        frame = frame_at(files[name], time_s)
+        shown = max(0, sum(time <= time_s + 1e-6 for time, _ in expected) - 1)
+        assert frame.time_s == expected[shown][0]
+        assert np.array_equal(frame.pixels, expected[shown][1])
+
+
+def test_pictures_that_nothing_leans_on_are_passed_over(files, tmp_path, monkeypatch):
+    """Of x264's usual groups about half are; those that are asked for are decoded as ever."""
+    path = write_video(tmp_path / "groups.mp4", 60, between=3)
+    video, decoded = open_video(path), []
+    read = video_module._decoded
+    monkeypatch.setattr(video_module, "_decoded", lambda *a: (decoded.append(f) or f for f in read(*a)))
+    frames = list(video.frames(video.times_s[25:30:4]))
+    expected = full_decode(path)
+    assert [frame.time_s for frame in frames] == [expected[25][0], expected[29][0]]
+    assert all(np.array_equal(frame.pixels, expected[row][1]) for frame, row in zip(frames, (25, 29)))
+    assert len(decoded) < 10
 
 
 def test_a_frame_begins_exactly_when_it_says(files):
