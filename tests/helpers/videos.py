@@ -1,5 +1,6 @@
 """Small videos, written by FFmpeg's encoders."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def write_video(
     between: int = 2,
     turn_deg: int | None = None,
     options: dict[str, str] | None = None,
+    show: Callable[[int], np.ndarray] | None = None,
 ) -> Path:
-    """Frames of 64 x 48 pixels that all differ, a key frame every ten or so.
+    """Frames of 64 x 48 pixels that all differ, or what `show` makes of a number; a key frame every ten or so.
 
     Args:
         times_ms: when each frame is shown; the frame rate varies.
@@ -35,7 +37,7 @@ def write_video(
         if turn_deg is not None:
             stream.set_display_rotation(turn_deg)
         for number in range(num):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray((show or picture)(number), format="rgb24")
             if times_ms is not None:
                 frame.pts, frame.time_base = int(times_ms[number]), Fraction(1, 1000)
             container.mux(stream.encode(frame))

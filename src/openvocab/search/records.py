@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -14,6 +14,7 @@ Kind = Literal["picture", "video"]
 Storage = Literal["float16", "int8", "binary"]
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Both towers of a model; `numerics` says how they compute, since vectors of two ways of computing differ."""
 
@@ -107,11 +108,12 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Run:
-    """Alike frames of a video, shown from `start_s` up to `end_s`, and one vector for them."""
+    """Alike frames of a video, or of a tile of it, shown from `start_s` up to `end_s`, and one vector for them."""
 
     start_s: float
     end_s: float
     vector: Float[Tensor, " embed"]
+    tile: int = 0
 
 
 @dataclass(frozen=True)
