@@ -12,6 +12,7 @@ from openvocab.shapes import Embeds, TextEmbeds
 
 Kind = Literal["picture", "video"]
 Storage = Literal["float16", "int8", "binary"]
+Queries = Float[Tensor, "query embed"]
 
 
 @runtime_checkable
@@ -61,9 +62,8 @@ class Entry:
         path: below `root`, with forward slashes; a picture in a tar file is at `shard.tar/member`.
         content: sha256 of the file's bytes, in hex.
         start_s, end_s: of a video, the run is shown from the one up to the other.
-        tile: which part of the picture; 0 is the whole.
         taken_at: ISO date and time, of the EXIF block, else of the file (UTC).
-        copies: other paths of the same bytes.
+        copies: other files of the same bytes, from the root of the file system on.
     """
 
     row: int
@@ -73,7 +73,6 @@ class Entry:
     content: str
     start_s: float | None
     end_s: float | None
-    tile: int
     taken_at: str | None
     width_px: int | None
     height_px: int | None

@@ -1,0 +1,180 @@
+"""An index in a folder: tables in `index.sqlite`, vectors beside them."""
+
+import contextlib
+import itertools
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from openvocab.search.records import About, Nearest, Queries, Where
+from openvocab.search.store import RUN_TABLES, TABLES, Store
+from openvocab.search.vectors import Slots, VectorFile, nearest
+from openvocab.shapes import Embeds
+
+_TYPES = {"key": "INTEGER PRIMARY KEY AUTOINCREMENT", "integer": "INTEGER", "real": "REAL", "path": "TEXT"}
+_DEAD = 0.25
+"""Share of deleted rows above which the vectors are written anew without them."""
+_FORMAT = 1
+
+
+class FolderStore(Store):
+    """Takes one writer at a time and any number of readers, which see what was last committed.
+
+    Args:
+        about: makes the index where there is none.
+
+    Raises:
+        ValueError: there is none, or it is not one.
+    """
+
+    column = "slot"
+
+    def __init__(self, folder: Path, about: About | None = None):
+        super().__init__()
+        self.folder, path = folder, folder / "index.sqlite"
+        if about is None and not path.is_file():
+            raise ValueError(f"{folder}: holds no index (openvocab index SRC --out {folder} makes one)")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        self._snapshot: _Snapshot | None = None
+        try:
+            if about is not None:
+                self._create(about)
+            known = self.recall("about")
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path}: not an index ({error})") from None
+        self.about = About(**known)
+
+    def _create(self, about: About) -> None:
+        self.ask("PRAGMA journal_mode = WAL")
+        self.ask("PRAGMA synchronous = NORMAL")  # may lose the last commits with the power, never what they name
+        with self.transaction():
+            if not self.ask("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
+                for statement in TABLES.format(**_TYPES, vector="slot INTEGER NOT NULL").split(";"):
+                    self.ask(statement)
+                self.ask("CREATE INDEX slots ON rows (slot)")
+                self.remember("format", _FORMAT)
+                self.remember("about", asdict(about))
+                self.remember("vectors", 0)
+
+    def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(question, values).fetchall()
+
+    def tell(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        with self._lock:
+            self._db.executemany(statement, rows)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        # A lock of SQLite's: it is there on every platform, and ends with the process that holds it.
+        lock = sqlite3.connect(self.folder / "writer.lock", timeout=0, isolation_level=None)
+        try:
+            with contextlib.closing(lock):
+                lock.execute("BEGIN EXCLUSIVE")
+                for statement in RUN_TABLES.format(**_TYPES).split(";"):
+                    self.ask(statement)
+                self._discard()
+                yield
+                self._compact()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            raise ValueError(f"{self.folder}: another process is building this index; wait until it is done") from None
+
+    def put(self, vectors: Float[Tensor, "row embed"]) -> Sequence[int]:
+        start = self._end()
+        self._file().write(vectors, start)
+        return range(start, start + len(vectors))
+
+    def nearest(self, queries: Queries, k: int, where: Where | None, exact: bool) -> Nearest:
+        now = self._now()
+        rows, slots = now.rows, now.slots
+        if where is not None:
+            question, values = self.allowed(where)
+            allowed = np.array([row for (row,) in self.ask(question, *values)], np.int64)
+            kept = np.isin(rows, allowed)
+            rows, slots = rows[kept], slots[kept]
+        return nearest(queries, now.vectors, rows, slots, k)
+
+    def vectors(self, rows: Sequence[int]) -> Embeds:
+        now = self._now()
+        wanted = np.array(rows, np.int64)
+        at = np.searchsorted(now.rows, wanted)
+        missing = np.append(now.rows, -1)[at] != wanted
+        if missing.any():
+            raise ValueError(f"row {wanted[missing][0]} is not in the index, or no longer")
+        return now.vectors[now.slots[at]].float()
+
+    def facts(self) -> dict[str, Any]:
+        sizes = {path.name: path.stat().st_size for path in self.folder.rglob("*") if path.is_file()}
+        return {**asdict(self.about), "roots": self.roots(), **self.counts(), "size_bytes": sum(sizes.values())}
+
+    def close(self) -> None:
+        self._db.close()
+
+    def _file(self) -> VectorFile:
+        return VectorFile(self.folder / "vectors" / f"{self.recall('vectors'):06d}.f16", self.about.embed_dim)
+
+    def _end(self) -> int:
+        """The slot behind the last one in use."""
+        return self.ask("SELECT COALESCE(MAX(slot), -1) + 1 FROM rows")[0][0]
+
+    def _now(self) -> "_Snapshot":
+        """What was last committed."""
+        with self._lock:
+            version = self.ask("PRAGMA data_version")[0][0], self._db.total_changes
+            if self._snapshot is None or self._snapshot.version != version:
+                self._db.execute("BEGIN")
+                try:
+                    file, known = self._file(), self._db.execute('SELECT "row", slot FROM rows ORDER BY slot')
+                    pairs = np.fromiter(itertools.chain.from_iterable(known), np.int64).reshape(-1, 2)
+                    rows, slots = np.ascontiguousarray(pairs.T)
+                    self._snapshot = _Snapshot(version, rows, slots, file.mapped(int(slots.max(initial=-1)) + 1))
+                finally:
+                    self._db.execute("COMMIT")
+            return self._snapshot
+
+    def _discard(self) -> None:
+        """Deletes files of vectors that nothing names: what a build that was killed left behind."""
+        for path in (self.folder / "vectors").glob("*"):
+            if path != self._file().path:
+                path.unlink()
+
+    def _compact(self) -> None:
+        slots = np.array([slot for (slot,) in self.ask("SELECT slot FROM rows ORDER BY slot")], np.int64)
+        if len(slots) >= (1 - _DEAD) * self._end():
+            return
+        number, old = self.recall("vectors") + 1, self._file()
+        old.copy(slots, old.path.with_name(f"{number:06d}.f16"))
+        with self.transaction():
+            self.tell("UPDATE rows SET slot = ? WHERE slot = ?", zip(range(len(slots)), slots.tolist()))
+            self.remember("vectors", number)
+        old.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Rows and where their vectors are, both ascending."""
+
+    version: tuple[int, int]
+    rows: Slots
+    slots: Slots
+    vectors: Float[Tensor, "slot embed"]

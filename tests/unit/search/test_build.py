@@ -1,0 +1,216 @@
+import io
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from fake_encoder import FakeEncoder
+from PIL import Image
+from tiny import write_picture
+
+from openvocab.search.build import build
+from openvocab.search.index import Index
+from openvocab.search.records import Where
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(7):
+        write_picture(tmp_path / "src" / f"{number // 3}" / f"{number}.png", number)
+    return tmp_path / "src"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "index"
+
+
+def counts(built):
+    return built.added, built.changed, built.moved, built.removed, built.unchanged, built.embedded_rows
+
+
+def paths(out, **options):
+    index = Index.open(out)
+    found = index.nearest(torch.eye(48)[:1], 50, **options).rows[0]
+    return sorted(entry.path for entry in index.entries(found[found >= 0].tolist()))
+
+
+def test_each_change_costs_what_it_should(folder, out):
+    encoder = FakeEncoder()
+    assert counts(build(out, folder, encoder, batch_size=4)) == (7, 0, 0, 0, 0, 7)
+    assert encoder.batches == [4, 3]
+    assert counts(build(out, folder, encoder)) == (0, 0, 0, 0, 7, 0)
+    write_picture(folder / "0" / "0.png", 100)
+    (folder / "0" / "1.png").rename(folder / "moved.png")
+    (folder / "0" / "2.png").unlink()
+    shutil.copy(folder / "1" / "3.png", folder / "copy.png")
+    write_picture(folder / "new.png", 101)
+    assert counts(build(out, folder, encoder)) == (2, 1, 1, 1, 4, 2)
+    assert sum(encoder.batches) == 9
+    index = Index.open(out)
+    assert index.facts()["files"] == 8
+    assert index.facts()["rows"] == 7
+    (row,) = index.find("copy.png")
+    (entry,) = index.entries([row])
+    assert (entry.path, entry.copies) == ("1/3.png", (f"{folder}/copy.png",))
+    assert (entry.width_px, entry.height_px, entry.kind) == (30, 24, "picture")
+    assert index.find("0/1.png") == []
+
+
+def test_vectors_are_the_encoders(folder, out):
+    encoder = FakeEncoder()
+    build(out, folder, encoder)
+    index = Index.open(out)
+    (row,) = index.find("1/4.png")
+    again = build(out.with_name("other"), folder / "1" / "4.png", encoder)
+    assert counts(again) == (1, 0, 0, 0, 0, 1)
+    one = Index.open(out.with_name("other"))
+    assert torch.equal(one.vectors([1]), index.vectors([row]))
+    best = index.nearest(index.vectors([row]), 2)
+    assert best.rows[0, 0] == row
+    assert best.scores[0, 0] == pytest.approx(1, abs=1e-3)
+
+
+def test_touched_file_is_hashed_and_not_embedded(folder, out):
+    encoder = FakeEncoder()
+    build(out, folder, encoder)
+    os.utime(folder / "0" / "0.png", ns=(0, 1_000_000_000))
+    assert counts(build(out, folder, encoder)) == (0, 0, 0, 0, 7, 0)
+    assert Index.open(out).entries(Index.open(out).find("0/0.png"))[0].taken_at == "1970-01-01T00:00:01"
+
+
+def test_unchanged_files_are_not_read(folder, out):
+    build(out, folder, FakeEncoder())
+    path = folder / "0" / "0.png"
+    stat = path.stat()
+    path.write_bytes(bytes(stat.st_size))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert counts(build(out, folder, FakeEncoder())) == (0, 0, 0, 0, 7, 0)
+
+
+def test_broken_picture_is_listed_and_not_tried_again(folder, out, monkeypatch):
+    (folder / "broken.png").write_bytes(b"nothing")
+    first = build(out, folder, FakeEncoder())
+    assert list(first.failures) == [f"{folder}/broken.png"]
+    assert "not a picture" in first.failures[f"{folder}/broken.png"]
+    assert counts(first) == (8, 0, 0, 0, 0, 7)
+    monkeypatch.setattr("openvocab.search.build._load", lambda *_: pytest.fail("read"))
+    again = build(out, folder, FakeEncoder())
+    assert again.failures == first.failures
+    monkeypatch.undo()
+    write_picture(folder / "broken.png", 8)
+    assert counts(build(out, folder, FakeEncoder())) == (0, 1, 0, 0, 7, 1)
+    assert build(out, folder, FakeEncoder()).failures == {}
+
+
+def test_vectors_that_are_not_finite_are_failures(folder, out):
+    class Broken(FakeEncoder):
+        def images(self, pixels):
+            return super().images(pixels).index_fill(0, torch.tensor([2]), torch.nan)
+
+    built = build(out, folder, Broken())
+    assert list(built.failures) == [f"{folder}/0/2.png"]
+    assert "not finite" in built.failures[f"{folder}/0/2.png"]
+    assert len(paths(out)) == 6
+
+
+def test_tar_members_are_places(folder, out, tmp_path):
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for path in sorted(folder.rglob("*.png")):
+            archive.add(path, path.relative_to(folder).as_posix())
+        archive.addfile(tarfile.TarInfo("note.txt"), io.BytesIO())
+    encoder = FakeEncoder()
+    assert counts(build(out, folder, encoder)) == (14, 0, 0, 0, 0, 7)
+    shutil.rmtree(folder / "0")
+    assert counts(build(out, str(folder / "{a,a}.tar"), encoder)) == (0, 0, 0, 0, 7, 0)
+    assert counts(build(out, folder, encoder)) == (0, 0, 0, 3, 11, 0)
+    index = Index.open(out)
+    (entry,) = index.entries(index.find("a.tar/0/0.png"))
+    assert entry.path == "a.tar/0/0.png"
+    assert np.asarray(Image.open(io.BytesIO(index.read(entry)))).shape == (24, 30, 3)
+    assert index.file(entry) == folder / "a.tar"
+    (folder / "a.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="gone since"):
+        index.read(entry)
+
+
+def test_several_roots_live_in_one_index(folder, out, tmp_path):
+    other = write_picture(tmp_path / "other" / "x.png", 50).parent
+    encoder = FakeEncoder()
+    build(out, folder, encoder)
+    assert counts(build(out, other, encoder)) == (1, 0, 0, 0, 0, 1)
+    assert counts(build(out, [folder, other], encoder)) == (0, 0, 0, 0, 8, 0)
+    assert Index.open(out).facts()["roots"] == [str(folder), str(other)]
+    (folder / "2" / "6.png").unlink()
+    assert counts(build(out, other, encoder)) == (0, 0, 0, 0, 1, 0)
+
+
+def test_a_source_that_is_gone_removes_nothing(folder, out):
+    build(out, folder, FakeEncoder())
+    folder.rename(folder.with_name("away"))
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        build(out, folder, FakeEncoder())
+    assert len(paths(out)) == 7
+
+
+def test_exif_says_when_and_which_way_up(folder, out):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif.get_ifd(0x8769)[0x9003] = "2021:03:04 05:06:07"
+    write_picture(folder / "turned.jpg", 9, exif=exif)
+    build(out, folder, FakeEncoder())
+    index = Index.open(out)
+    (entry,) = index.entries(index.find("turned.jpg"))
+    assert (entry.width_px, entry.height_px, entry.taken_at) == (24, 30, "2021-03-04T05:06:07")
+    assert paths(out, where=Where(since="2021-03-04", until="2021-03-05")) == ["turned.jpg"]
+    assert "turned.jpg" not in paths(out, where=Where(since="2021-03-05"))
+
+
+def test_filters(folder, out):
+    build(out, folder, FakeEncoder())
+    assert paths(out, where=Where(folder="1")) == ["1/3.png", "1/4.png", "1/5.png"]
+    assert paths(out, where=Where(folder="")) == paths(out)
+    assert paths(out, where=Where(path="2/6.png")) == ["2/6.png"]
+    assert paths(out, where=Where(kind="video")) == []
+
+
+def test_other_models_and_settings_are_refused(folder, out):
+    build(out, folder, FakeEncoder())
+    with pytest.raises(ValueError, match=r"made by fake \(fake0\) in torch float32, not by fake \(fake1\)"):
+        build(out, folder, FakeEncoder("fake1"))
+    with pytest.raises(ValueError, match=r"made with fps 1.0, not 2.0"):
+        build(out, folder, FakeEncoder(), fps=2.0)
+    index = Index.open(out)
+    index.check("fake0", "torch float32")
+    with pytest.raises(
+        ValueError, match=r"made by fake .fake0. in torch float32, the queries by fake0 in torch bfloat16"
+    ):
+        index.check("fake0", "torch bfloat16")
+    with pytest.raises(ValueError, match="queries have 3 numbers, the index 48"):
+        index.nearest(torch.zeros(1, 3), 1)
+
+
+def test_no_index_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="holds no index"):
+        Index.open(tmp_path)
+
+
+def test_two_builders_at_once(folder, out):
+    class Impatient(FakeEncoder):
+        def images(self, pixels):
+            with pytest.raises(ValueError, match="another process is building this index"):
+                build(out, folder, FakeEncoder())
+            return super().images(pixels)
+
+    build(out, folder, Impatient())
+    assert len(paths(out)) == 7
+
+
+def test_shards_together_are_the_whole(folder, out):
+    parts = [build(out, folder, FakeEncoder(), shard=(index, 3)) for index in range(3)]
+    assert sum(part.added for part in parts) == 7
+    assert len(paths(out)) == 7
+    with pytest.raises(ValueError, match="expected i/n"):
+        build(out, folder, FakeEncoder(), shard=(3, 3))
