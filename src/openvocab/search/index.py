@@ -1,6 +1,7 @@
 """An index of pictures and video moments: what is nearest to a query, and what it shows."""
 
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,15 @@ class Index:
                 f"the index was made by {made.name} ({made.fingerprint}) in {made.numerics}, "
                 f"the queries by {fingerprint} in {numerics}; vectors of the two do not compare"
             )
+
+    def digest(self) -> str:
+        """Names all that is held: equal for equal files, facts and vectors, in whatever order they came."""
+        total = hashlib.sha256()
+        for *facts, rows in self.store.contents():
+            total.update(repr((facts, [shown for _, *shown in rows])).encode())
+            if rows:
+                total.update(self.vectors([row for row, *_ in rows]).numpy().tobytes())
+        return total.hexdigest()
 
     def facts(self) -> dict[str, Any]:
         """Counts, sizes and settings."""

@@ -19,10 +19,17 @@ Queries = Float[Tensor, "query embed"]
 class Encoder(Protocol):
     """Both towers of a model; `numerics` says how they compute, since vectors of two ways of computing differ."""
 
-    name: str
-    fingerprint: str
-    embed_dim: int
-    preprocessing: PreprocessConfig
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def embed_dim(self) -> int: ...
+
+    @property
+    def preprocessing(self) -> PreprocessConfig: ...
 
     @property
     def numerics(self) -> str: ...
@@ -43,6 +50,7 @@ class About:
     Fields:
         name, fingerprint, numerics: of the encoder; queries of another one are refused.
         fps: frames of a video that are looked at in a second.
+        levels: of tiles.
         storage: what the fast search reads; results are always scored anew with the stored float16 vectors.
     """
 
@@ -51,6 +59,7 @@ class About:
     numerics: str
     embed_dim: int
     fps: float
+    levels: int
     storage: Storage
 
 
@@ -62,6 +71,7 @@ class Entry:
         path: below `root`, with forward slashes; a picture in a tar file is at `shard.tar/member`.
         content: sha256 of the file's bytes, in hex.
         start_s, end_s: of a video, the run is shown from the one up to the other.
+        tile: which part of the picture, see `moments.tile_boxes`; 0 is the whole.
         taken_at: ISO date and time, of the EXIF block, else of the file (UTC).
         copies: other files of the same bytes, from the root of the file system on.
     """
@@ -73,6 +83,7 @@ class Entry:
     content: str
     start_s: float | None
     end_s: float | None
+    tile: int
     taken_at: str | None
     width_px: int | None
     height_px: int | None
@@ -132,13 +143,15 @@ class Content:
     """What bytes turned out to show, wherever they lie: vectors, or the reason why there are none.
 
     Fields:
+        tiles: which part of the picture each row shows.
         spans: start and end in seconds of each row of a video; None for a picture.
     """
 
     digest: str
     kind: Kind
     vectors: Float[Tensor, "row embed"]
-    spans: tuple[tuple[float, float] | None, ...]
+    tiles: tuple[int, ...]
+    spans: tuple[tuple[float, float] | None, ...] = ()
     width_px: int | None = None
     height_px: int | None = None
     duration_s: float | None = None

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openvocab.search.places import Scope, Unlisted
-from openvocab.search.records import About, Content, Entry, Nearest, Place, Queries, Where
+from openvocab.search.records import About, Content, Entry, Kind, Nearest, Place, Queries, Where
 from openvocab.shapes import Embeds
 
 TABLES = """
@@ -33,7 +33,8 @@ CREATE TABLE places (
     PRIMARY KEY (root, path, content)
 );
 CREATE TABLE rows (
-    "row" {key}, content {integer} NOT NULL REFERENCES contents, start_s {real}, end_s {real}, {vector}
+    "row" {key}, content {integer} NOT NULL REFERENCES contents, start_s {real}, end_s {real},
+    tile INTEGER NOT NULL, {vector}
 );
 CREATE INDEX places_of_content ON places (content);
 CREATE INDEX rows_of_content ON rows (content);
@@ -102,8 +103,8 @@ class Store(ABC):
         found: dict[int, list[tuple[Any, ...]]] = {}
         for part in _parts(list(dict.fromkeys(rows))):
             for row, *values in self.ask(
-                f"""SELECT r."row", p.path, f.folder, c.kind, c.digest, r.start_s, r.end_s, p.taken_at, c.width_px,
-                    c.height_px, c.duration_s FROM rows r JOIN contents c ON c.content = r.content
+                f"""SELECT r."row", p.path, f.folder, c.kind, c.digest, r.start_s, r.end_s, r.tile, p.taken_at,
+                    c.width_px, c.height_px, c.duration_s FROM rows r JOIN contents c ON c.content = r.content
                     JOIN places p ON p.content = c.content JOIN roots f ON f.root = p.root
                     WHERE r."row" IN ({_marks(part)}) ORDER BY r."row", p.root, p.path""",
                 *part,
@@ -176,7 +177,7 @@ class Store(ABC):
                 )
         return failures
 
-    def waiting(self, kind: str) -> Iterator[Place]:
+    def waiting(self, kind: Kind) -> Iterator[Place]:
         """Files of this build that are new, or not what they were, in a fixed order."""
         folders = {root: folder for folder, root in self._numbers.items()}
         last = (-1, "")
@@ -188,13 +189,13 @@ class Store(ABC):
                 *last,
             )
             for root, path, size_bytes, mtime_ns, offset in page:
-                yield Place(folders[root], path, kind, size_bytes, mtime_ns, offset)  # type: ignore[arg-type]
+                yield Place(folders[root], path, kind, size_bytes, mtime_ns, offset)
             if len(page) < _PAGE:
                 return
             last = page[-1][:2]
 
-    def num_waiting(self) -> int:
-        return self.ask(f"SELECT COUNT(*) {_WAITING}")[0][0]
+    def num_waiting(self, kind: Kind) -> int:
+        return self.ask(f"SELECT COUNT(*) {_WAITING} AND s.kind = ?", kind)[0][0]
 
     def knows(self, digest: str) -> bool:
         return bool(self.ask("SELECT 1 FROM contents WHERE digest = ?", digest))
@@ -205,7 +206,7 @@ class Store(ABC):
         with self.transaction():
             for content in contents:
                 facts = content.width_px, content.height_px, content.duration_s, content.taken_at, content.failure
-                vectors = [next(kept) for _ in content.spans]
+                shown = zip(content.spans, content.tiles, [next(kept) for _ in content.tiles])
                 made = self.ask(
                     """INSERT INTO contents (digest, kind, width_px, height_px, duration_s, taken_at, failure)
                     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING content""",
@@ -214,8 +215,9 @@ class Store(ABC):
                     *facts,
                 )
                 if made:  # else another writer was first
-                    rows = [(made[0][0], *(span or (None, None)), at) for span, at in zip(content.spans, vectors)]
-                    self.tell(f"INSERT INTO rows (content, start_s, end_s, {self.column}) VALUES (?, ?, ?, ?)", rows)
+                    rows = [(made[0][0], *(span or (None, None)), tile, at) for span, tile, at in shown]
+                    columns = f"content, start_s, end_s, tile, {self.column}"
+                    self.tell(f"INSERT INTO rows ({columns}) VALUES (?, ?, ?, ?, ?)", rows)
             for at, digest in placed:
                 if not (known := self.ask("SELECT content, taken_at FROM contents WHERE digest = ?", digest)):
                     continue  # swept by another writer meanwhile; the next build finds the file waiting
@@ -280,7 +282,7 @@ class Store(ABC):
         ):
             for *facts, content in page:
                 rows = self.ask(
-                    'SELECT "row", start_s, end_s FROM rows WHERE content = ? ORDER BY start_s, "row"', content
+                    'SELECT "row", start_s, end_s, tile FROM rows WHERE content = ? ORDER BY start_s, tile', content
                 )
                 yield *facts, rows
             last = page[-1][:2]
@@ -316,9 +318,9 @@ _COUNTS = {
 
 
 def _entry(row: int, places: list[tuple[Any, ...]]) -> Entry:
-    path, root, kind, digest, start_s, end_s, taken_at, width_px, height_px, duration_s = places[0]
+    path, root, kind, digest, start_s, end_s, tile, taken_at, width_px, height_px, duration_s = places[0]
     return Entry(
-        row, path, root, kind, digest, start_s, end_s, taken_at, width_px, height_px, duration_s,
+        row, path, root, kind, digest, start_s, end_s, tile, taken_at, width_px, height_px, duration_s,
         copies=tuple(f"{folder}/{copy}" for copy, folder, *_ in places[1:]),
     )  # fmt: skip
 

@@ -6,9 +6,10 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from fake_encoder import FakeEncoder
 from PIL import Image
+from searching import RGB, Colours, plain
 from tiny import write_picture
+from videos import write_video
 
 from openvocab.search.build import build
 from openvocab.search.index import Index
@@ -33,14 +34,14 @@ def counts(built):
 
 def paths(out, **options):
     index = Index.open(out)
-    found = index.nearest(torch.eye(48)[:1], 50, **options).rows[0]
+    found = index.nearest(torch.eye(12)[:1], 50, **options).rows[0]
     return sorted(entry.path for entry in index.entries(found[found >= 0].tolist()))
 
 
 def test_each_change_costs_what_it_should(folder, out):
-    encoder = FakeEncoder()
+    encoder = Colours()
     assert counts(build(out, folder, encoder, batch_size=4)) == (7, 0, 0, 0, 0, 7)
-    assert encoder.batches == [4, 3]
+    assert encoder.calls == [4, 3]
     assert counts(build(out, folder, encoder)) == (0, 0, 0, 0, 7, 0)
     write_picture(folder / "0" / "0.png", 100)
     (folder / "0" / "1.png").rename(folder / "moved.png")
@@ -48,7 +49,7 @@ def test_each_change_costs_what_it_should(folder, out):
     shutil.copy(folder / "1" / "3.png", folder / "copy.png")
     write_picture(folder / "new.png", 101)
     assert counts(build(out, folder, encoder)) == (2, 1, 1, 1, 4, 2)
-    assert sum(encoder.batches) == 9
+    assert sum(encoder.calls) == 9
     index = Index.open(out)
     assert index.facts()["files"] == 8
     assert index.facts()["rows"] == 7
@@ -60,7 +61,7 @@ def test_each_change_costs_what_it_should(folder, out):
 
 
 def test_vectors_are_the_encoders(folder, out):
-    encoder = FakeEncoder()
+    encoder = Colours()
     build(out, folder, encoder)
     index = Index.open(out)
     (row,) = index.find("1/4.png")
@@ -74,7 +75,7 @@ def test_vectors_are_the_encoders(folder, out):
 
 
 def test_touched_file_is_hashed_and_not_embedded(folder, out):
-    encoder = FakeEncoder()
+    encoder = Colours()
     build(out, folder, encoder)
     os.utime(folder / "0" / "0.png", ns=(0, 1_000_000_000))
     assert counts(build(out, folder, encoder)) == (0, 0, 0, 0, 7, 0)
@@ -82,31 +83,31 @@ def test_touched_file_is_hashed_and_not_embedded(folder, out):
 
 
 def test_unchanged_files_are_not_read(folder, out):
-    build(out, folder, FakeEncoder())
+    build(out, folder, Colours())
     path = folder / "0" / "0.png"
     stat = path.stat()
     path.write_bytes(bytes(stat.st_size))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert counts(build(out, folder, FakeEncoder())) == (0, 0, 0, 0, 7, 0)
+    assert counts(build(out, folder, Colours())) == (0, 0, 0, 0, 7, 0)
 
 
 def test_broken_picture_is_listed_and_not_tried_again(folder, out, monkeypatch):
     (folder / "broken.png").write_bytes(b"nothing")
-    first = build(out, folder, FakeEncoder())
+    first = build(out, folder, Colours())
     assert list(first.failures) == [f"{folder}/broken.png"]
     assert "not a picture" in first.failures[f"{folder}/broken.png"]
     assert counts(first) == (8, 0, 0, 0, 0, 7)
-    monkeypatch.setattr("openvocab.search.build._load", lambda *_: pytest.fail("read"))
-    again = build(out, folder, FakeEncoder())
+    monkeypatch.setattr("openvocab.search.contents._read", lambda *_: pytest.fail("read"))
+    again = build(out, folder, Colours())
     assert again.failures == first.failures
     monkeypatch.undo()
     write_picture(folder / "broken.png", 8)
-    assert counts(build(out, folder, FakeEncoder())) == (0, 1, 0, 0, 7, 1)
-    assert build(out, folder, FakeEncoder()).failures == {}
+    assert counts(build(out, folder, Colours())) == (0, 1, 0, 0, 7, 1)
+    assert build(out, folder, Colours()).failures == {}
 
 
 def test_vectors_that_are_not_finite_are_failures(folder, out):
-    class Broken(FakeEncoder):
+    class Broken(Colours):
         def images(self, pixels):
             return super().images(pixels).index_fill(0, torch.tensor([2]), torch.nan)
 
@@ -121,7 +122,7 @@ def test_tar_members_are_places(folder, out, tmp_path):
         for path in sorted(folder.rglob("*.png")):
             archive.add(path, path.relative_to(folder).as_posix())
         archive.addfile(tarfile.TarInfo("note.txt"), io.BytesIO())
-    encoder = FakeEncoder()
+    encoder = Colours()
     assert counts(build(out, folder, encoder)) == (14, 0, 0, 0, 0, 7)
     shutil.rmtree(folder / "0")
     assert counts(build(out, str(folder / "{a,a}.tar"), encoder)) == (0, 0, 0, 0, 7, 0)
@@ -138,7 +139,7 @@ def test_tar_members_are_places(folder, out, tmp_path):
 
 def test_several_roots_live_in_one_index(folder, out, tmp_path):
     other = write_picture(tmp_path / "other" / "x.png", 50).parent
-    encoder = FakeEncoder()
+    encoder = Colours()
     build(out, folder, encoder)
     assert counts(build(out, other, encoder)) == (1, 0, 0, 0, 0, 1)
     assert counts(build(out, [folder, other], encoder)) == (0, 0, 0, 0, 8, 0)
@@ -148,10 +149,10 @@ def test_several_roots_live_in_one_index(folder, out, tmp_path):
 
 
 def test_a_source_that_is_gone_removes_nothing(folder, out):
-    build(out, folder, FakeEncoder())
+    build(out, folder, Colours())
     folder.rename(folder.with_name("away"))
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        build(out, folder, FakeEncoder())
+        build(out, folder, Colours())
     assert len(paths(out)) == 7
 
 
@@ -160,7 +161,7 @@ def test_exif_says_when_and_which_way_up(folder, out):
     exif[0x0112] = 6
     exif.get_ifd(0x8769)[0x9003] = "2021:03:04 05:06:07"
     write_picture(folder / "turned.jpg", 9, exif=exif)
-    build(out, folder, FakeEncoder())
+    build(out, folder, Colours())
     index = Index.open(out)
     (entry,) = index.entries(index.find("turned.jpg"))
     assert (entry.width_px, entry.height_px, entry.taken_at) == (24, 30, "2021-03-04T05:06:07")
@@ -169,7 +170,7 @@ def test_exif_says_when_and_which_way_up(folder, out):
 
 
 def test_filters(folder, out):
-    build(out, folder, FakeEncoder())
+    build(out, folder, Colours())
     assert paths(out, where=Where(folder="1")) == ["1/3.png", "1/4.png", "1/5.png"]
     assert paths(out, where=Where(folder="")) == paths(out)
     assert paths(out, where=Where(path="2/6.png")) == ["2/6.png"]
@@ -177,18 +178,20 @@ def test_filters(folder, out):
 
 
 def test_other_models_and_settings_are_refused(folder, out):
-    build(out, folder, FakeEncoder())
-    with pytest.raises(ValueError, match=r"made by fake \(fake0\) in torch float32, not by fake \(fake1\)"):
-        build(out, folder, FakeEncoder("fake1"))
+    build(out, folder, Colours())
+    other = Colours()
+    other.fingerprint = "other"
+    with pytest.raises(ValueError, match=r"made by colours \(c0105\) in torch float32, not by colours \(other\)"):
+        build(out, folder, other)
     with pytest.raises(ValueError, match=r"made with fps 1.0, not 2.0"):
-        build(out, folder, FakeEncoder(), fps=2.0)
+        build(out, folder, Colours(), fps=2.0)
     index = Index.open(out)
-    index.check("fake0", "torch float32")
+    index.check("c0105", "torch float32")
     with pytest.raises(
-        ValueError, match=r"made by fake .fake0. in torch float32, the queries by fake0 in torch bfloat16"
+        ValueError, match=r"made by colours .c0105. in torch float32, the queries by c0105 in torch bfloat16"
     ):
-        index.check("fake0", "torch bfloat16")
-    with pytest.raises(ValueError, match="queries have 3 numbers, the index 48"):
+        index.check("c0105", "torch bfloat16")
+    with pytest.raises(ValueError, match="queries have 3 numbers, the index 12"):
         index.nearest(torch.zeros(1, 3), 1)
 
 
@@ -198,10 +201,10 @@ def test_no_index_is_one_line(tmp_path):
 
 
 def test_two_builders_at_once(folder, out):
-    class Impatient(FakeEncoder):
+    class Impatient(Colours):
         def images(self, pixels):
             with pytest.raises(ValueError, match="another process is building this index"):
-                build(out, folder, FakeEncoder())
+                build(out, folder, Colours())
             return super().images(pixels)
 
     build(out, folder, Impatient())
@@ -209,8 +212,48 @@ def test_two_builders_at_once(folder, out):
 
 
 def test_shards_together_are_the_whole(folder, out):
-    parts = [build(out, folder, FakeEncoder(), shard=(index, 3)) for index in range(3)]
+    parts = [build(out, folder, Colours(), shard=(index, 3)) for index in range(3)]
     assert sum(part.added for part in parts) == 7
     assert len(paths(out)) == 7
     with pytest.raises(ValueError, match="expected i/n"):
-        build(out, folder, FakeEncoder(), shard=(3, 3))
+        build(out, folder, Colours(), shard=(3, 3))
+
+
+def test_tiles_have_vectors_of_their_own(folder, out):
+    wide = np.full((40, 120, 3), RGB["grey"], np.uint8)
+    wide[:, :40] = RGB["red"]
+    Image.fromarray(wide).save(folder / "wide.png")
+    encoder = Colours()
+    built = build(out, folder, encoder, levels=2, batch_size=4)
+    assert built.embedded_rows > 8
+    assert max(encoder.calls) <= 4
+    index = Index.open(out)
+    best = index.nearest(encoder.texts(["red"]), 1)
+    (entry,) = index.entries(best.rows[0].tolist())
+    assert entry.path == "wide.png"
+    assert entry.tile > 0
+    assert best.scores[0, 0] > 0.99
+    assert [entry.tile for entry in index.entries(index.find("wide.png"))] == list(range(len(index.find("wide.png"))))
+
+
+def test_videos_are_rows_of_time(folder, out):
+    red = lambda number: plain("red" if 30 <= number < 60 else "blue", 48, 64)  # noqa: E731
+    write_video(folder / "a.mp4", 90, rate=10, show=red)
+    (folder / "broken.mp4").write_bytes(b"nothing")
+    encoder = Colours()
+    built = build(out, folder, encoder, fps=2.0)
+    assert counts(built) == (9, 0, 0, 0, 0, 10)
+    assert list(built.failures) == [f"{folder}/broken.mp4"]
+    index = Index.open(out)
+    entries = index.entries(index.find("a.mp4"))
+    assert [(entry.kind, entry.start_s, entry.end_s) for entry in entries] == [
+        ("video", 0.0, 3.0),
+        ("video", 3.0, 6.0),
+        ("video", 6.0, 9.0),
+    ]
+    assert entries[0].duration_s == pytest.approx(9)
+    assert (entries[0].width_px, entries[0].height_px) == (64, 48)
+    best = index.nearest(encoder.texts(["red"]), 1, Where(kind="video"))
+    assert index.entries(best.rows[0].tolist())[0].start_s == 3.0
+    (folder / "a.mp4").rename(folder / "b.mp4")
+    assert counts(build(out, folder, encoder, fps=2.0)) == (0, 0, 1, 0, 8, 0)
