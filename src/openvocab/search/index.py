@@ -11,7 +11,7 @@ from openvocab.data.shards import index_shard
 from openvocab.data.source import FileRange
 from openvocab.search.folder import FolderStore
 from openvocab.search.places import holder
-from openvocab.search.records import About, Entry, Nearest, Queries, Where
+from openvocab.search.records import About, Background, Entry, Nearest, Queries, Where
 from openvocab.search.store import Store
 from openvocab.shapes import Embeds
 
@@ -56,6 +56,10 @@ class Index:
     def find(self, path: str) -> list[int]:
         """The rows of a file, in order of time."""
         return self.store.find(path)
+
+    def background(self) -> Background:
+        """What a query meets by chance."""
+        return self.store.background()
 
     def file(self, entry: Entry) -> Path:
         """The file, or the tar file that it is a member of.

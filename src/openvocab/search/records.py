@@ -117,6 +117,14 @@ class Nearest:
 
 
 @dataclass(frozen=True)
+class Background:
+    """What a query meets by chance: vectors of rows spread over an index, and how many rows it holds."""
+
+    vectors: Embeds
+    num_rows: int
+
+
+@dataclass(frozen=True)
 class Run:
     """Alike frames of a video, or of a tile of it, shown from `start_s` up to `end_s`, and one vector for them."""
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openvocab.search.places import Scope, Unlisted
-from openvocab.search.records import About, Content, Entry, Kind, Nearest, Place, Queries, Where
+from openvocab.search.records import About, Background, Content, Entry, Kind, Nearest, Place, Queries, Where
 from openvocab.shapes import Embeds
 
 TABLES = """
@@ -54,6 +54,7 @@ CREATE TEMP TABLE IF NOT EXISTS gone (
 """Of one build: files that the source shows, places that came, places to delete."""
 
 _PAGE = 2000
+_SAMPLE = 4096
 
 
 class Store(ABC):
@@ -65,6 +66,7 @@ class Store(ABC):
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._background: tuple[int | None, Background] | None = None
 
     @abstractmethod
     def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -138,6 +140,17 @@ class Store(ABC):
             "rows": "SELECT COUNT(*) FROM rows",
         }
         return {name: self.ask(question)[0][0] for name, question in asked.items()}
+
+    def background(self) -> Background:
+        """Of a few thousand rows, read again when others have come."""
+        (last, count), *_ = self.ask('SELECT MAX("row"), COUNT(*) FROM rows')
+        if self._background is None or self._background[0] != last:
+            step = max(1, count // _SAMPLE)
+            # No `%`: it means something else to the driver of PostgreSQL.
+            spread = 'SELECT "row" FROM rows WHERE "row" - "row" / ? * ? = 0 ORDER BY 1'
+            rows = [row for (row,) in self.ask(spread, step, step)]
+            self._background = last, Background(self.vectors(rows), count)
+        return self._background[1]
 
     def roots(self) -> list[str]:
         return [folder for (folder,) in self.ask("SELECT folder FROM roots ORDER BY root")]
