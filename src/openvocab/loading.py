@@ -1,6 +1,7 @@
 """Opening models from anywhere, told apart by content; converting them; saying what they are."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from openvocab.clip.weights import (
     read_weights,
     to_layout,
 )
-from openvocab.config import to_dict
+from openvocab.config import override, to_dict
 from openvocab.progress import warn
 
 _DEMO = Path(__file__).parent / "clip" / "demo_model"
@@ -82,6 +83,35 @@ def encoder(source: str | Path | CLIP, engine: str = "torch", precision: str = "
     if not isinstance(clip, CLIP):
         raise ValueError(f"{source}: holds a model of {clip.system}, which has no shared space of its own: give a CLIP")
     return engines.encoder(clip, engine, precision)
+
+
+WITHOUT_TRAINING = {
+    "segment": ("maskclip", "paper"),
+    "depth": ("depthclip", "tiny"),
+    "events": ("clip_event", "paper"),
+    "draw": ("clipdraw", "paper"),
+    "sketch": ("clipasso", "paper"),
+}
+"""Verbs that any CLIP has: the system that asks it, and in which size."""
+
+
+def with_verb(opened: Any, verb: str, settings: Sequence[str] = ()) -> Any:
+    """The model that has a verb: what was opened, or of a CLIP the system that needs no training.
+
+    A small CLIP has a small canvas, and fewer and wider strokes for it.
+
+    Raises:
+        ValueError: it has no such verb; the message says how to get one that has.
+    """
+    if not isinstance(opened, CLIP) or verb not in WITHOUT_TRAINING:
+        if not hasattr(opened, verb):
+            raise ValueError(f"a {type(opened).__name__} cannot {verb}")
+        return opened
+    name, size = WITHOUT_TRAINING[verb]
+    if verb in ("draw", "sketch") and opened.preprocessing.image_size <= 64:
+        size = "small"
+    system = systems.get(name)
+    return system.build(override(system.sizes[size], settings), opened)
 
 
 def locate(source: str | Path) -> Path:

@@ -126,13 +126,11 @@ def segment(
 ) -> None:
     """Says of every pixel which of your words it shows; any CLIP can, a model trained for it can better."""
     source = chosen_model(model)
-    from openvocab import loading, systems
-    from openvocab.clip.model import CLIP
+    from openvocab import loading
     from openvocab.data.decode import decode
     from openvocab.lab import overlay
 
-    opened = loading.load(source)
-    segmenter = systems.get("maskclip").build("paper", opened) if isinstance(opened, CLIP) else opened
+    segmenter = loading.with_verb(loading.load(source), "segment")
     image = decode(picture)
     words = labels if Path(labels).is_file() else labels.split(",")
     found = segmenter.segment(image, words, templates=templates, none_below=none_below)
@@ -198,15 +196,10 @@ def depth(
 ) -> None:
     """Says how far away every pixel is; any CLIP can, one whose bins are learnt from your pictures can better."""
     source = chosen_model(model)
-    from openvocab import loading, systems
-    from openvocab.clip.model import CLIP
+    from openvocab import loading
     from openvocab.lab import overlay
 
-    opened = loading.load(source)
-    if isinstance(opened, CLIP):
-        opened = systems.get("depthclip").build("tiny", opened)
-    elif not hasattr(opened, "depth"):
-        raise ValueError(f"depth: {source} is a {type(opened).__name__}, which cannot; give a CLIP or a depthclip")
+    opened = loading.with_verb(loading.load(source), "depth")
     depth_m = opened.depth(picture).depth_m
     files = overlay.write_depth(depth_m, out) if out else {}
     figures = {"near_m": depth_m.min().item(), "median_m": depth_m.median().item(), "far_m": depth_m.max().item()}
@@ -280,15 +273,12 @@ def events(
 ) -> None:
     """Says what happens in a picture and who plays which role; any CLIP can, one trained for it tells roles apart."""
     source = chosen_model(model)
-    from openvocab import loading, systems
-    from openvocab.clip.model import CLIP
+    from openvocab import loading
     from openvocab.data.decode import decode
     from openvocab.systems.clip_event.structure import read_ontology
 
     opened = loading.load(source)
-    asked = systems.get("clip_event").build("paper", opened) if isinstance(opened, CLIP) else opened
-    if not hasattr(asked, "events"):
-        raise ValueError(f"events: {source} is of {asked.system}, which cannot; {systems.how_to_get('clip_event')}")
+    asked = loading.with_verb(opened, "events")
     image, types = decode(picture), read_ontology(ontology or asked.config.ontology)
     if boxes is None or boxes.suffix == ".json":
         candidates = _read_boxes(boxes, image, Path(picture).name) if boxes else None

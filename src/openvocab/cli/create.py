@@ -36,7 +36,10 @@ def draw(
     as_json: Json = False,
 ) -> None:
     """Draws words as coloured strokes; any CLIP can."""
-    artist = _artist("clipdraw", model, settings)
+    source = chosen_model(model)
+    from openvocab import loading
+
+    artist = loading.with_verb(loading.load(source), "draw", settings or [])
     _write(artist.draw(prompt, negative or [], seed=seed), out, {"prompt": prompt, "seed": seed}, as_json)
 
 
@@ -55,12 +58,13 @@ def sketch(
     """Sketches a picture in a few strokes; any CLIP can."""
     if thing and mask:
         raise typer.BadParameter("what to draw is named or masked, not both", param_hint="--thing")
-    artist = _artist("clipasso", model, settings)
+    source = chosen_model(model)
     import numpy as np
 
-    from openvocab import systems
+    from openvocab import loading, systems
     from openvocab.data.decode import decode
 
+    artist = loading.with_verb(loading.load(source), "sketch", settings or [])
     kept = None
     if thing:
         words = [thing, "the background"]
@@ -166,20 +170,6 @@ def rank(
     order, scores = ranking.rank(loading.load(source), pictures, text)
     rows = [{"picture": pictures[row], "score": scores[row].item()} for row in order.tolist()]
     show({"text": text, "pictures": rows}, as_json, "\n".join(f"{r['score']:7.4f}  {r['picture']}" for r in rows))
-
-
-def _artist(system: str, model: str | None, settings: list[str] | None) -> Any:
-    """A system that draws with any CLIP; a small one has a small canvas, and fewer and wider strokes for it."""
-    source = chosen_model(model)
-    from openvocab import config, loading, systems
-    from openvocab.clip.model import CLIP
-
-    clip = loading.load(source)
-    if not isinstance(clip, CLIP):
-        raise ValueError(f"{source} is a {type(clip).__name__}; drawings are made with a CLIP")
-    sizes = systems.get(system).sizes
-    chosen = sizes["small" if clip.preprocessing.image_size <= 64 else "paper"]
-    return systems.get(system).build(config.override(chosen, settings or []), clip)
 
 
 def _write(drawing: "Drawing", out: Path, about: dict[str, Any], as_json: bool) -> None:

@@ -1,15 +1,15 @@
 """Segmentations, detections and distances as files: a picture for people; COCO json and others for tools."""
 
-import colorsys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from openvocab import storage
+from openvocab.clip.colours import depth_colours, label_colours
 from openvocab.clip.dense import NONE, Segmentation
 from openvocab.clip.regions import Detection
 from openvocab.data.decode import decode, to_rgb
@@ -18,7 +18,6 @@ from openvocab.metrics.depth import DepthM
 
 _SHARE = 0.55
 """Of the colour over the picture."""
-_NEAR_TO_FAR = np.array([(253, 231, 90), (245, 140, 60), (190, 55, 85), (85, 25, 110), (15, 15, 50)])
 
 
 def write(found: Segmentation, picture: Image.Image, name: str, out: Path) -> dict[str, str]:
@@ -64,15 +63,6 @@ def lit(picture: Any, map: Float[Tensor, "height width"]) -> Image.Image:
     pixels = np.asarray(to_rgb(picture if isinstance(picture, Image.Image) else decode(picture)), np.float32)
     light = 0.25 + 0.75 * (map / map.max().clamp_min(1e-6)).clamp(0, 1).numpy()[..., None]
     return Image.fromarray((pixels * light).round().astype(np.uint8))
-
-
-def depth_colours(
-    depth_m: Float[np.ndarray, "height width"], near_m: float, far_m: float
-) -> UInt8[np.ndarray, "height width 3"]:
-    """Yellow is near, dark is far."""
-    share = (depth_m - near_m) / max(far_m - near_m, 1e-6) * (len(_NEAR_TO_FAR) - 1)
-    channels = [np.interp(share, range(len(_NEAR_TO_FAR)), channel) for channel in _NEAR_TO_FAR.T]
-    return np.stack(channels, -1).round().astype(np.uint8)
 
 
 def _pictures(images: dict[str, Image.Image], out: Path) -> dict[str, str]:
@@ -131,9 +121,3 @@ def boxes(found: Detection, picture: Image.Image) -> Image.Image:
         draw.rectangle(place, fill=colour)
         draw.text((left + width, top + width), words, "black", font)
     return canvas
-
-
-def label_colours(count: int) -> UInt8[np.ndarray, "label 3"]:
-    """Hues around the circle, neighbours far apart."""
-    hues = [(0.6 + 0.618034 * number) % 1 for number in range(count)]
-    return np.array([[round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, 0.95)] for hue in hues], np.uint8)

@@ -1,0 +1,51 @@
+"""The verb that answers over HTTP."""
+
+from typing import Annotated
+
+import typer
+
+from openvocab.cli.app import Json, Model, app, chosen_model, show
+
+
+@app.command()
+def serve(
+    model: Model = None,
+    sources: Annotated[
+        list[str] | None, typer.Option("--system", help="A run or model whose verbs are answered too; several times.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="The address; others than this machine's own need an API key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[str, typer.Option(envvar="OPENVOCAB_API_KEY", help="What callers must show.")] = "",
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value, for example time_limit_s=60.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Answers over HTTP: a page, a JSON API, clip-retrieval's and OpenAI's clients; until interrupted."""
+    source = chosen_model(model)
+    from openvocab import config, loading, progress
+    from openvocab.clip.encoder import encoder
+    from openvocab.clip.model import CLIP
+    from openvocab.data.extras import require
+
+    for module in ("fastapi", "uvicorn"):
+        require(module, "serve", "serve")
+    from openvocab.serve import app as api
+    from openvocab.serve import listen
+    from openvocab.serve.options import Options
+
+    own = Options(api_key=api_key, hosts=() if api_key else listen.LOOPBACK, allow_urls=allow_urls)
+    options = config.override(own, settings or [])
+    listener = listen.bind(host, port, options)
+    clip = loading.load(source)
+    if not isinstance(clip, CLIP):
+        raise ValueError(f"--model {source} is a {type(clip).__name__}; give a CLIP, and this as --system {source}")
+    systems = api.systems_of(clip, [loading.load(each) for each in sources or []])
+    served = api.create(encoder(clip), systems=systems, options=options)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    show({"address": address, "verbs": list(systems)}, as_json, address)
+    progress.silence()  # bars of many callers at once say nothing
+    listen.server(served, options).run(sockets=[listener])
