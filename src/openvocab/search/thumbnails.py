@@ -1,0 +1,57 @@
+"""Small pictures of what an index shows: of a picture, or of the frame at which a run of a video begins."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from openvocab import storage
+from openvocab.data.decode import decode, to_rgb
+from openvocab.data.video import frame_at
+from openvocab.search.index import Index
+from openvocab.search.records import Entry
+
+_QUALITY = 85
+_CAPTION_PX = 14
+
+
+def thumbnail(index: Index, entry: Entry, size_px: int = 256) -> Path:
+    """A JPEG whose longer side has at most `size_px`, upright; made once, then found in the cache folder.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+        ValueError: it cannot be read, or has too many pixels.
+    """
+    moment = "" if entry.start_s is None else f"-{entry.start_s:.6f}"
+    path = storage.cache_folder("thumbnails", entry.content[:2]) / f"{entry.content}{moment}-{size_px}.jpg"
+    if not path.is_file():
+        if entry.start_s is None:
+            picture = to_rgb(decode(index.read(entry), name=entry.path, exif=True))
+        else:
+            picture = Image.fromarray(frame_at(index.file(entry), entry.start_s).pixels)
+        picture.thumbnail((size_px, size_px), reducing_gap=2.0)
+        storage.write_bytes(path, as_jpeg(picture))
+    return path
+
+
+def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], size_px: int = 256) -> Image.Image:
+    """Pictures in rows that make about a square, each over its caption."""
+    across = math.ceil(math.sqrt(len(pictures)))
+    cell = size_px + _CAPTION_PX
+    sheet = Image.new("RGB", (across * size_px, math.ceil(len(pictures) / across) * cell), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = number % across * size_px, number // across * cell
+        sheet.paste(picture, (left + (size_px - picture.width) // 2, top + (size_px - picture.height) // 2))
+        while draw.textlength(caption) > size_px:
+            caption = caption[:-4] + "..."
+        draw.text((left, top + size_px), caption, "black")
+    return sheet
+
+
+def as_jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
