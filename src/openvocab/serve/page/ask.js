@@ -73,31 +73,49 @@ const classify = () => attempt("Looking…", async () => {
 
 const explain = (text) => attempt(`Looking for ${text}…`, async () => {
   const answer = await ask("explain", { image, text });
-  await paint(answer.map);
-  const words = answer.words.map(([word, loss]) => `${word} ${loss.toFixed(3)}`).join(", ");
+  paint(glow(await decoded(answer.map)));
+  const words = answer.words.map(({ word, share }) => `${word} ${share.toFixed(3)}`).join(", ");
   return `Where the picture shows “${text}” (cosine ${answer.score.toFixed(3)}). Without a word it loses: ${words}`;
 });
 
 const run = (verb) => attempt("Looking…", async () => {
   const answer = await ask(verb, { image, labels: labels() });
-  await paint(answer.overlay);
-  const colour = (name) => COLOURS[labels().indexOf(name) % COLOURS.length];
-  for (const each of answer.boxes ?? []) frame(each, colour(each.label));
-  at("answers").replaceChildren(...(answer.boxes ?? answer.labels).map((each) => make("li", {},
-    make("span", {}, each.label), make("meter", { min: 0, max: 1, value: each.area ?? each.score }),
-    make("span", { class: "share" }, percent(each.area ?? each.score)))));
-  return answer.boxes ? `${answer.boxes.length} found` : "Shares of the picture";
+  const colour = (each) => each.colour ?? COLOURS[labels().indexOf(each.label) % COLOURS.length];
+  paint(answer.map && await decoded(answer.map), 0.6);
+  for (const each of answer.boxes ?? []) frame(each, colour(each));
+  at("answers").replaceChildren(...(answer.boxes ?? answer.labels).map((each) => {
+    const swatch = make("span", { class: "swatch" });
+    swatch.style.background = colour(each);
+    const share = each.area ?? each.score;
+    return make("li", {}, make("span", {}, swatch, each.label), make("meter", { min: 0, max: 1, value: share }),
+      make("span", { class: "share" }, percent(share)));
+  }));
+  return answer.boxes ? `${answer.boxes.length} found` : "Shares of the picture:";
 });
 
-/** The picture, and over it what a data URL shows. */
-async function paint(overlay) {
+/** The picture, and a layer over it. */
+function paint(layer, opacity = 1) {
   const view = at("view");
   view.hidden = false;
   [view.width, view.height] = [shown.naturalWidth, shown.naturalHeight];
   const pen = view.getContext("2d");
   pen.drawImage(shown, 0, 0);
-  if (!overlay) return;
-  pen.drawImage(await decoded(overlay), 0, 0, view.width, view.height);
+  pen.globalAlpha = opacity;
+  if (layer) pen.drawImage(layer, 0, 0, view.width, view.height);
+  pen.globalAlpha = 1;
+}
+
+/** A grey map as light of one colour: as strong as it is white. */
+function glow(map) {
+  const canvas = make("canvas", { width: map.naturalWidth, height: map.naturalHeight });
+  const pen = canvas.getContext("2d");
+  pen.drawImage(map, 0, 0);
+  const pixels = pen.getImageData(0, 0, canvas.width, canvas.height);
+  for (let at = 0; at < pixels.data.length; at += 4) {
+    pixels.data.set([255, 80, 0, 0.75 * pixels.data[at]], at);
+  }
+  pen.putImageData(pixels, 0, 0);
+  return canvas;
 }
 
 async function decoded(url) {
