@@ -130,8 +130,9 @@ class Page:
             const bytes = Uint8Array.from(atob(arguments[0]), (each) => each.charCodeAt(0));
             const bundle = new DataTransfer();
             bundle.items.add(new File([bytes], arguments[1], {type: "image/png"}));
+            const options = {dataTransfer: bundle, bubbles: true, cancelable: true};
             for (const kind of ["dragenter", "dragover", "drop"])
-                document.body.dispatchEvent(new DragEvent(kind, {dataTransfer: bundle, bubbles: true, cancelable: true}));
+                document.body.dispatchEvent(new DragEvent(kind, options));
         """
         self.run(script, base64.b64encode(path.read_bytes()).decode(), name)
 

@@ -10,7 +10,7 @@ export async function ask(path, body, signal) {
     body: JSON.stringify(body),
   };
   const reply = await fetch(`api/${path}`, { ...options, signal });
-  if (reply.status === 401 && path !== "key") {
+  if (reply.status === 401) {
     await unlock();
     return ask(path, body, signal);
   }
@@ -23,19 +23,14 @@ export async function ask(path, body, signal) {
   return answer;
 }
 
-/** Asks the person for the key until the server takes it; the server then keeps it in a cookie. */
+/** Asks the person for the key; pictures and videos of a page send no headers, so a cookie keeps it. */
 async function unlock() {
   const dialog = document.getElementById("locked");
-  for (;;) {
-    dialog.showModal();
-    await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
-    const field = document.getElementById("key");
-    const reply = await fetch("api/key", {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ key: field.value }),
-    });
-    field.value = "";
-    if (reply.ok) return;
-  }
+  const field = document.getElementById("key");
+  if (!dialog.open) dialog.showModal();
+  await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+  document.cookie = `openvocab_key=${field.value}; SameSite=Strict; path=/`;
+  field.value = "";
 }
 
 /** A picture file as a data URL, upright, no larger than the server needs. */
