@@ -1,5 +1,6 @@
 """The verb that answers over HTTP."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from openvocab.cli.app import Json, Model, app, chosen_model, show
 @app.command()
 def serve(
     model: Model = None,
+    index: Annotated[str | None, typer.Option("--index", help="What `openvocab index` made.")] = None,
     sources: Annotated[
         list[str] | None, typer.Option("--system", help="A run or model whose verbs are answered too; several times.")
     ] = None,
@@ -30,6 +32,7 @@ def serve(
     from openvocab.clip.encoder import encoder
     from openvocab.clip.model import CLIP
     from openvocab.data.extras import require
+    from openvocab.search.index import Index
 
     for module in ("fastapi", "uvicorn"):
         require(module, "serve", "serve")
@@ -44,7 +47,8 @@ def serve(
     if not isinstance(clip, CLIP):
         raise ValueError(f"--model {source} is a {type(clip).__name__}; give a CLIP, and this as --system {source}")
     systems = api.systems_of(clip, [loading.load(each) for each in sources or []])
-    served = api.create(encoder(clip), systems=systems, options=options)
+    searched = Index.open(index) if index else None
+    served = api.create(encoder(clip), searched, systems, options, Path(index or "").name)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     show({"address": address, "verbs": list(systems)}, as_json, address)
     progress.silence()  # bars of many callers at once say nothing

@@ -31,20 +31,21 @@ _ONE_SIGMA = 0.1587
 
 @dataclass(frozen=True)
 class Term:
-    """A text, a picture or a row of the index, and how much it counts; below 0 it is taken away.
+    """A text, a picture, a row of the index or a vector of its model, and how much it counts; below 0 it is taken away.
 
     Raises:
-        ValueError: none of the three, or several.
+        ValueError: none of the four, or several.
     """
 
     text: str | None = None
     picture: Picture | None = None
     row: int | None = None
+    vector: Float[Tensor, " embed"] | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.text, self.picture, self.row)) != 1:
-            raise ValueError("a term of a query is a text, a picture or a row, one of them")
+        if sum(value is not None for value in (self.text, self.picture, self.row, self.vector)) != 1:
+            raise ValueError("a term of a query is a text, a picture, a row or a vector, one of them")
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,10 @@ def _query(terms: Sequence[Term], encoder: Encoder, index: Index, background: Ba
     texts = encoder.texts([term.text for term in terms if term.text is not None])
     pictures = [term.picture for term in terms if term.picture is not None]
     seen = [encoder.images(pixels) for pixels in read_pixels(pictures, encoder.preprocessing)]
-    vectors = torch.cat([texts, *seen, index.vectors(_rows(terms))])
-    ordered = sorted(terms, key=lambda term: (term.text is None, term.picture is None))  # as the vectors are
+    given = [term.vector[None] for term in terms if term.vector is not None]
+    vectors = torch.cat([texts, *seen, index.vectors(_rows(terms)), *given])
+    kinds = ("text", "picture", "row", "vector")
+    ordered = sorted(terms, key=lambda term: [getattr(term, kind) is None for kind in kinds])  # as the vectors are
     spreads = (background.vectors @ vectors.T).std(0, correction=0).clamp(min=_LEAST_SPREAD)
     weights = torch.tensor([term.weight for term in ordered]) / spreads
     return F.normalize(weights @ vectors, dim=0)

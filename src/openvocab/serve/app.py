@@ -4,13 +4,13 @@ import asyncio
 import base64
 import contextlib
 import io
-import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from PIL import Image
 from starlette.exceptions import HTTPException
 
@@ -18,30 +18,38 @@ import openvocab
 from openvocab.clip.encoder import Encoder
 from openvocab.clip.model import CLIP
 from openvocab.loading import WITHOUT_TRAINING, with_verb
+from openvocab.search.index import Index
+from openvocab.serve import collection, compatible, questions
 from openvocab.serve import messages as said
-from openvocab.serve import page, questions
 from openvocab.serve.batching import Busy
-from openvocab.serve.guard import Guard, Refused
+from openvocab.serve.guard import Guard, Refused, failure
 from openvocab.serve.options import Options
 from openvocab.serve.server import Server, serving
 
 VERBS = ("segment", "detect", "ground", "depth", "caption", "draw")
-_ERRORS = (400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504)
+_PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
 
 
 def create(
-    encoder: Encoder, index: Any = None, systems: dict[str, Any] | None = None, options: Options | None = None
+    encoder: Encoder,
+    index: Index | None = None,
+    systems: dict[str, Any] | None = None,
+    options: Options | None = None,
+    index_name: str = "index",
 ) -> FastAPI:
     """The app; its pool of threads and its queues live from its start-up to its shutdown.
 
     Args:
         index: what `/api/search` looks in; without one it answers 404.
         systems: verb to the model that answers it.
+        index_name: what clip-retrieval's clients call it.
 
     Raises:
         ValueError: an index of another model, or of the same in other numerics.
     """
-    server = serving(encoder, index, systems or {}, options or Options())
+    if index is not None:
+        index.check(encoder.fingerprint, encoder.numerics)
+    server = serving(encoder, index, index_name, systems or {}, options or Options())
     ready = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -64,12 +72,12 @@ def create(
         docs_url=None,  # its page comes from elsewhere
         redoc_url=None,
         strict_content_type=False,  # the guard refuses what is no json; clip-retrieval's client says nothing
-        responses={status: {"model": said.Failed} for status in _ERRORS},
-        default_response_class=JSONResponse,
+        responses={status: {"model": said.Failed} for status in said.ERRORS},
     )
     app.add_middleware(Guard, options=server.options, metrics=server.metrics)
     _answer_errors(app)
-    app.include_router(questions.routes(server))
+    for module in (questions, collection, compatible):
+        app.include_router(module.routes(server))
 
     @app.get("/health")
     async def health(response: Response) -> said.Health:
@@ -85,6 +93,7 @@ def create(
     @app.get("/api/about")
     async def about() -> said.About:
         """The model, the index, and which verbs are answered."""
+        facts = await server.looks(index.facts) if index else None
         limits = {name: getattr(server.options, name) for name in ("max_body_bytes", "max_pixels", "time_limit_s")}
         return said.About(
             version=openvocab.__version__,
@@ -93,11 +102,20 @@ def create(
             image_size=encoder.preprocessing.image_size,
             numerics=encoder.numerics,
             verbs=["classify", "embed", "explain", *(["search"] if index else []), *server.systems],
-            index=await server.looks(index.facts) if index else None,
+            index=facts and {name: value for name, value in facts.items() if name != "roots"},
             limits=limits,
         )
 
-    app.router.routes.extend(page.routes())
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(_page("index.html"), media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
+
+    @app.get("/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        if name not in _PAGE:
+            raise Refused(404, f"no route /{name}")
+        return Response(_page(name), media_type=_PAGE[name], headers=_PAGE_HEADERS)
+
     return app
 
 
@@ -127,39 +145,37 @@ async def _warm(server: Server, ready: asyncio.Event) -> None:
     ready.set()
 
 
+def _page(name: str) -> bytes:
+    return (resources.files("openvocab.serve") / "page" / name).read_bytes()
+
+
+_PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",
+}
+
+
 def _answer_errors(app: FastAPI) -> None:
     """Every error is one line of json; only what nobody foresaw is a 500, whose traceback stays in the server's log."""
 
-    def failed(status: int, error: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        line = " ".join(error.encode("utf-8", "replace").decode().split())
-        return JSONResponse({"error": line}, status, headers)
+    def answered(kind: Any, status: int, words: Callable[[Any], str], headers: dict[str, str] | None = None) -> None:
+        async def failed(request: Request, error: Any) -> Response:
+            content = failure(request.url.path, words(error))
+            own = getattr(error, "headers", None) or headers
+            return Response(content, getattr(error, "status_code", status), own, "application/json")
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        app.add_exception_handler(kind, failed)
+
+    def invalid(error: RequestValidationError) -> str:
         first = error.errors()[0]
         place = ".".join(str(each) for each in first["loc"] if each != "body")[:200]
-        return failed(422, f"{place or 'body'}: {first['msg']}")
+        return f"{place or 'body'}: {first['msg']}"
 
-    @app.exception_handler(HTTPException)
-    async def refused_by_framework(_: Request, error: HTTPException) -> JSONResponse:
-        return failed(error.status_code, str(error.detail), dict(error.headers or {}))
-
-    @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        return failed(error.status, error.error, error.headers)
-
-    @app.exception_handler(ValueError)
-    async def wrong(_: Request, error: ValueError) -> JSONResponse:
-        return failed(422, str(error))
-
-    @app.exception_handler(Busy)
-    async def busy(_: Request, error: Busy) -> JSONResponse:
-        return failed(429, str(error), {"retry-after": str(math.ceil(error.retry_s))})
-
-    @app.exception_handler(TimeoutError)
-    async def slow(_: Request, error: TimeoutError) -> JSONResponse:
-        return failed(504, "no answer within the time limit")
-
-    @app.exception_handler(Exception)
-    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
-        return failed(500, "this should not have happened; the server's log says more")
+    answered(RequestValidationError, 422, invalid)
+    answered(HTTPException, 500, lambda error: str(error.detail))
+    answered(Refused, 500, str)
+    answered(ValueError, 422, str)
+    answered(Busy, 429, str)
+    answered(TimeoutError, 504, lambda _: "no answer within the time limit")
+    answered(Exception, 500, lambda _: "this should not have happened; the server's log says more")

@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class Busy(Exception):
-    """Too much is waiting; `retry_s` is when it might have been done."""
+    """Too much is waiting; after `retry_s` it might have been done."""
 
     def __init__(self, what: str, retry_s: float):
         super().__init__(f"too many {what} are waiting; come again in {math.ceil(retry_s)} s")
-        self.retry_s = math.ceil(retry_s)
+        self.headers = {"retry-after": str(math.ceil(retry_s))}
 
 
 class Kept(Generic[T]):

@@ -10,11 +10,10 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from openvocab.serve import page
 from openvocab.serve.metrics import Metrics
 from openvocab.serve.options import Options
 
-OPEN_PATHS = page.PATHS | {"/health"}
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health"})
 """Answered without a key: they hold nothing of the index, and the page asks for the key."""
 COOKIE = "openvocab_key"
 """Where the page keeps the key, because pictures and videos of a page send no headers."""
@@ -25,7 +24,14 @@ class Refused(Exception):
 
     def __init__(self, status: int, error: str, headers: dict[str, str] | None = None):
         super().__init__(error)
-        self.status, self.error, self.headers = status, error, headers or {}
+        self.status_code, self.headers = status, headers or {}
+
+
+def failure(path: str, error: str) -> bytes:
+    """The json of an error, which is one line; OpenAI's clients look for it in a place of their own."""
+    line = " ".join(error.encode("utf-8", "replace").decode().split())
+    theirs = {"message": line, "type": "invalid_request_error", "param": None, "code": None}
+    return json.dumps({"error": theirs if path.startswith("/v1/") else line}).encode()
 
 
 class Guard:
@@ -63,7 +69,7 @@ class Guard:
                 raise Refused(408, "the request did not come within the time limit", {"connection": "close"}) from None
             await self.app(scope, _whole(b"".join(pieces), receive), answer)
         except Refused as refused:
-            await self._refuse(answer, refused)
+            await _refuse(answer, scope["path"], refused)
         except ConnectionError:
             status = 499  # left before the request was whole; nobody is there to answer
         finally:
@@ -110,12 +116,13 @@ class Guard:
     def _too_large(self) -> Refused:
         return Refused(413, f"more than {self.options.max_body_bytes} bytes", {"connection": "close"})
 
-    async def _refuse(self, send: Any, refused: Refused) -> None:
-        content = json.dumps({"error": refused.error}).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(content)), **refused.headers}
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": refused.status, "headers": raw})
-        await send({"type": "http.response.body", "body": content})
+
+async def _refuse(send: Any, path: str, refused: Refused) -> None:
+    content = failure(path, str(refused))
+    headers = {"content-type": "application/json", "content-length": str(len(content)), **refused.headers}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": refused.status_code, "headers": raw})
+    await send({"type": "http.response.body", "body": content})
 
 
 async def _next_piece(receive: Any) -> tuple[bytes, bool]:

@@ -12,8 +12,12 @@ Labels = Annotated[list[Label], Field(min_length=1, max_length=1_000)]
 Template = Annotated[str, Field(min_length=1, max_length=500)]
 Image = Annotated[str, Field(min_length=1, description="Base64 or a data URL; an address where the server allows it.")]
 Row = Annotated[int, Field(ge=0, lt=2**31)]
+MAX_HITS = 1_000
 MAX_PROMPTS = 4_000
 """Labels times templates."""
+
+
+ERRORS = (400, 401, 403, 404, 408, 413, 415, 422, 429, 503, 504)
 
 
 class Asked(BaseModel):
@@ -22,6 +26,17 @@ class Asked(BaseModel):
 
 class Failed(BaseModel):
     error: str
+
+
+class OpenAIError(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIFailed(BaseModel):
+    error: OpenAIError
 
 
 class Model(BaseModel):
@@ -178,6 +193,67 @@ class Draw(Asked):
 class Drawn(BaseModel):
     svg: str
     picture: str
+
+
+class SearchTerm(Asked):
+    """A text, an image or a row of the index, and how much it counts; below 0 it is taken away."""
+
+    text: Text | None = None
+    image: Image | None = None
+    row: Row | None = None
+    weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
+
+    @model_validator(mode="after")
+    def _one(self) -> "SearchTerm":
+        if sum(value is not None for value in (self.text, self.image, self.row)) != 1:
+            raise ValueError("a term is a text, an image or a row, one of them")
+        return self
+
+
+Date = Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}([T ][0-9:.+Z-]{0,30})?$")]
+
+
+class Search(Asked):
+    """`folder` lies below the indexed ones; `until` itself is left out; `group` folds near-duplicates."""
+
+    terms: Annotated[list[SearchTerm], Field(min_length=1, max_length=16)]
+    k: Annotated[int, Field(ge=1, le=MAX_HITS)] = 20
+    kind: Literal["picture", "video"] | None = None
+    folder: Annotated[str, Field(max_length=1_000)] | None = None
+    since: Date | None = None
+    until: Date | None = None
+    group: bool = True
+
+
+class Shown(BaseModel):
+    """A row of the index; `thumbnail` and `media` are paths on this server."""
+
+    row: int
+    path: str
+    kind: Literal["picture", "video"]
+    start_s: float | None
+    end_s: float | None
+    width_px: int | None
+    height_px: int | None
+    duration_s: float | None
+    taken_at: str | None
+    thumbnail: str
+    media: str
+
+
+class Found(Shown):
+    """`moments` are the parts of a video that answer, in seconds, the best first."""
+
+    score: float
+    probability: float
+    moments: list[tuple[float, float]]
+    alike: list[Shown]
+
+
+class Searched(BaseModel):
+    hits: list[Found]
+    model: Model
+    took_ms: float
 
 
 class Health(BaseModel):

@@ -39,7 +39,11 @@ class Metrics:
         buckets[bisect.bisect_left(BOUNDS[name], value)] += 1
         self.counts[f"{name}_sum", key[1]] += value
 
-    def value(self, name: str, **labels: str) -> float:
+    def count(self, name: str, **labels: str) -> int:
+        """Of the values of a histogram."""
+        return sum(self.histograms.get((name, tuple(labels.items())), ()))
+
+    def value(self, name: str, **labels: str) -> float | int:
         return self.counts.get((name, tuple(labels.items())), 0.0)
 
     def text(self) -> str:

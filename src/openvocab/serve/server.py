@@ -6,6 +6,7 @@ from typing import Any
 
 from openvocab.clip.encoder import Encoder
 from openvocab.clip.vocabulary import Vocabulary, vocabulary
+from openvocab.search.index import Index
 from openvocab.serve import pictures
 from openvocab.serve.batching import Kept, Lane
 from openvocab.serve.embedder import Embedder
@@ -27,7 +28,8 @@ class Server:
     """
 
     encoder: Encoder
-    index: Any
+    index: Index | None
+    index_name: str
     systems: dict[str, Any]
     options: Options
     metrics: Metrics
@@ -42,6 +44,12 @@ class Server:
         known = self.encoder.clip.trained_on
         origin = None if known is None else {name: value for name, value in known.items() if name != "words"}
         return Model(name=self.encoder.name, fingerprint=self.encoder.fingerprint, trained_on=origin)
+
+    @property
+    def opened(self) -> Index:
+        if self.index is None:
+            raise Refused(404, "no index was opened; start the server with --index FOLDER")
+        return self.index
 
     def system(self, verb: str) -> Any:
         if verb not in self.systems:
@@ -59,13 +67,16 @@ class Server:
         return await self.vocabularies((tuple(words.labels), templates), partial(self.words, make))
 
 
-def serving(encoder: Encoder, index: Any, systems: dict[str, Any], options: Options) -> Server:
+def serving(
+    encoder: Encoder, index: Index | None, index_name: str, systems: dict[str, Any], options: Options
+) -> Server:
     metrics = Metrics()
     embedder = Embedder(encoder, options, metrics)
     metrics.gauges["openvocab_queue_rows"] = lambda: embedder.waiting
     return Server(
         encoder,
         index,
+        index_name,
         systems,
         options,
         metrics,

@@ -31,6 +31,7 @@ class Site(BaseHTTPRequestHandler):
 def site(monkeypatch):
     """A server that is taken for a public one; everything else is looked at as ever."""
     server = HTTPServer(("127.0.0.1", 0), Site)
+    server.handle_error = lambda *_: None  # who asks leaves when it is too much
     threading.Thread(target=server.serve_forever, daemon=True).start()
     real = public_address
     monkeypatch.setattr(module, "public_address", lambda host, port: host if host == "127.0.0.1" else real(host, port))

@@ -1,4 +1,4 @@
-"""A real uvicorn in a thread, and clients that are slow on purpose."""
+"""A real server, and clients that are slow on purpose."""
 
 import contextlib
 import json
@@ -8,27 +8,10 @@ import time
 
 import pytest
 from httpx2 import Client
+from serving import running, url
 
 from openvocab.serve import listen
 from openvocab.serve.options import Options
-
-
-@contextlib.contextmanager
-def running(app, **options):
-    options = Options(**options)
-    listener = listen.bind("127.0.0.1", 0, options)
-    server = listen.server(app, options)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield listener.getsockname()
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def url(address):
-    return f"http://{address[0]}:{address[1]}"
 
 
 def answer_of(line, limit_s=2.0):
