@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,14 +41,18 @@ def kill_at_line(child: int, log: Path, lines: int) -> None:
     assert finish(child) == -signal.SIGKILL
 
 
-def on_two_ranks(work: Callable[[int], object], port: int) -> None:
-    """Runs `work(rank)` in two processes joined by gloo."""
-    mp.start_processes(_ranked, args=(work, port), nprocs=2, start_method="fork")
+def on_ranks(work: Callable[[int], object], ranks: int = 2) -> None:
+    """Runs `work(rank)` in processes joined by gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_ranked, args=(work, ranks, port), nprocs=ranks, start_method="fork")
 
 
-def _ranked(rank: int, work: Callable[[int], object], port: int) -> None:
+def _ranked(rank: int, work: Callable[[int], object], ranks: int, port: int) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init()
     work(rank)
     distributed.shutdown()

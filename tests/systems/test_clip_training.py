@@ -1,12 +1,11 @@
 """Acceptance of the training of CLIP itself: exact accumulation, exact ranks, exact resume after kill -9."""
 
-import socket
 from dataclasses import replace
 from hashlib import sha256
 
 import pytest
 import torch
-from forked import finish, kill_at_line, on_two_ranks, start
+from forked import finish, kill_at_line, on_ranks, start
 from safetensors.torch import load_file, save_file
 
 from openvocab.blocks.text import TextConfig
@@ -108,10 +107,7 @@ def test_two_gloo_ranks_equal_one_process(tmp_path, accumulate):
         if rank == 0:
             save_file(mine.state_dict(), tmp_path / "weights.safetensors")
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    on_two_ranks(work, port)
+    on_ranks(work)
     for name, value in load_file(tmp_path / "weights.safetensors").items():
         torch.testing.assert_close(value, model.state_dict()[name], rtol=0, atol=1e-6, msg=name)
 

@@ -83,20 +83,22 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(
-        self, x: Sequence, *, bias: Bias | Attend | None = None, causal: bool = False, weights: bool = False
-    ) -> tuple[Sequence, Weights | None]:
-        attended, attention = self.attention(self.norm1(x), bias=bias, causal=causal, weights=weights)
+        self,
+        x: Sequence,
+        *,
+        bias: Bias | Attend | None = None,
+        causal: bool = False,
+        weights: bool = False,
+        only: Int[Tensor, " batch"] | None = None,
+    ) -> tuple[Float[Tensor, "batch _ dim"], Weights | None]:
+        """With `only`, what comes of that one token of each row, without the work for the others."""
+        if only is None:
+            attended, attention = self.attention(self.norm1(x), bias=bias, causal=causal, weights=weights)
+        else:
+            attended, attention = self.attention.at(self.norm1(x), only, causal=causal), None
+            x = x[torch.arange(len(x), device=x.device), only].unsqueeze(1)
         x = x + F.dropout(attended, self.dropout, self.training)
-        return self._transform(x), attention
-
-    def at(self, x: Sequence, position: Int[Tensor, " batch"], *, causal: bool = False) -> Float[Tensor, "batch 1 dim"]:
-        """What `forward` gives for one token of each row, without the work for the others."""
-        attended = self.attention.at(self.norm1(x), position, causal=causal)
-        here = x[torch.arange(len(x), device=x.device), position].unsqueeze(1)
-        return self._transform(here + F.dropout(attended, self.dropout, self.training))
-
-    def _transform(self, x: Sequence) -> Sequence:
-        return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training), attention
 
 
 class PostNormBlock(nn.Module):
@@ -168,34 +170,28 @@ class Transformer(nn.ModuleList):
         Raises:
             ValueError: a layer that does not exist, or `only` together with layers, attention or a bias.
         """
-        if only is not None:
-            if layers or attention or bias is not None:
-                raise ValueError("only=... computes one token: it goes with no layers, attention or bias")
-            *blocks, last = self
-            for block in blocks:
-                x, _ = self._run(block, x if before is None else before(x), None, causal, False)
-            return Hidden(last.at(x if before is None else before(x), only, causal=causal))  # type: ignore[operator]
+        if only is not None and (layers or attention or bias is not None):
+            raise ValueError("only=... computes one token: it goes with no layers, attention or bias")
         check_layers(tuple(number for number in layers if number != -1), len(self))
         if isinstance(bias, Mapping):
             check_layers(tuple(bias), len(self))
         kept: dict[int, Tensor] = {-1: x}
         weights = []
         for number, block in enumerate(self):
+            x = x if before is None else before(x)
             here = bias.get(number) if isinstance(bias, Mapping) else bias
-            x, seen = self._run(block, x if before is None else before(x), here, causal, attention)
+            asked: dict[str, Any] = {"bias": here, "causal": causal, "weights": attention}
+            if only is not None and number == len(self) - 1:
+                asked["only"] = only
+            if self.checkpointing and torch.is_grad_enabled():
+                x, seen = checkpoint(block, x, **asked, use_reentrant=False)  # type: ignore[misc]
+            else:
+                x, seen = block(x, **asked)
             if number in layers:
                 kept[number] = x
             if seen is not None:
                 weights.append(seen)
         return Hidden(x, tuple(kept[number] for number in layers), tuple(weights))
-
-    def _run(
-        self, block: nn.Module, x: Tensor, bias: Bias | Attend | None, causal: bool, weights: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        asked: dict[str, Any] = {"bias": bias, "causal": causal, "weights": weights}
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, **asked, use_reentrant=False)  # type: ignore[return-value]
-        return block(x, **asked)
 
 
 def check_layers(layers: tuple[int, ...], count: int) -> None:

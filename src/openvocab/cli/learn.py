@@ -38,10 +38,13 @@ def train(
     """Trains a system, resumes what was interrupted, and writes the model to OUT/model."""
     from openvocab.lab.study import start_of
     from openvocab.lab.training import train_system
+    from openvocab.train import distributed
 
     init = init or start_of(name, size, data or "scenes")
     result = train_system(name, out, size=size, data=data, init=init, arch=arch, settings=settings or [])
-    show(result, as_json, table({**result["evaluation"], "model": result["model"]}))
+    if distributed.rank(distributed.world()) == 0:
+        show(result, as_json, table({**result["evaluation"], "model": result["model"]}))
+    distributed.shutdown()
 
 
 @app.command("eval")

@@ -32,6 +32,8 @@ def train_system(
         ValueError: an unknown system, size, architecture or setting, or `out` holds a run of another configuration.
     """
     group = distributed.init()
+    if distributed.rank(group):
+        progress.silence()
     system = systems.get(name)
     recipe = plan(system, size=size, data=data, arch=arch, settings=settings)
     start = loading.load(init) if init else None

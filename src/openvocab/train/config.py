@@ -51,6 +51,8 @@ class FitConfig:
     ema_decay: float = 0.0
     gradient_checkpointing: bool = False
     """Transformer blocks are computed again in the backward pass: their memory is saved for a third more work."""
+    shard: bool = False
+    """Under torchrun: each rank keeps its rows of weights, gradients and optimiser state instead of all of them."""
     log_every_steps: int = 10
     evaluate_every_steps: int = 0
     checkpoint_every_steps: int = 500

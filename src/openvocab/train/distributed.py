@@ -6,7 +6,7 @@ Works with gloo (CPU) and nccl (CUDA).
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.rendezvous import rendezvous
 
 _BUCKET_BYTES = 32 << 20
 
@@ -33,16 +34,24 @@ def init() -> dist.ProcessGroup | None:
     """
     if world() is not None or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return world()
+    device = _own_device()
+    store, number, count = next(rendezvous("env://"))
+    # torchrun keeps one store over its restarts, with the addresses of processes that are gone.
+    store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)  # type: ignore[attr-defined]
+    backend = "gloo" if device is None else "nccl"
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, device_id=device)
+    return world()
+
+
+def _own_device() -> torch.device | None:
     if not torch.cuda.is_available():
-        dist.init_process_group("gloo")
-        return world()
+        return None
     local_rank, devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if local_rank >= devices:
         raise ValueError(f"local rank {local_rank} has no CUDA device of its own: start at most {devices} per machine")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device)
-    return world()
+    return device
 
 
 def shutdown() -> None:
@@ -83,6 +92,13 @@ def mean_over_ranks(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total, group=group)
     return total / dist.get_world_size(group)
+
+
+def mean_values(values: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> dict[str, Tensor]:
+    """Each number's mean over ranks, without gradient, in one message for all."""
+    if group is None:
+        return {name: value.detach() for name, value in values.items()}
+    return dict(zip(values, mean_over_ranks(torch.stack([value.detach().float() for value in values.values()]), group)))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.doctor import diagnose
 from openvocab.train.log import Log, Row
 from openvocab.train.optim import warmup_steps
-from openvocab.train.step import Embed, Loss, Step, StepConfig, strip_prefix
+from openvocab.train.step import Embed, Loss, Step, StepConfig
 
 CHECKPOINT = "checkpoint.safetensors"
 MAX_REWINDS = 3
@@ -84,11 +84,12 @@ def fit(
     model.to(device)
     distributed.broadcast(chain(model.parameters(), model.buffers()), distributed.world())
     saved = _saved(out, identity)
+    distributed.barrier(distributed.world())  # nobody writes before all have looked
     findings: list[str] = []
     began, rows, first = time.perf_counter(), [], 0
     with torch.random.fork_rng(devices=_cuda_devices(device)):
         for number, stage in enumerate(stages):
-            if saved and saved.record["stage"] > number:
+            if saved and saved["stage"] > number:
                 continue
             run = _Run(
                 model,
@@ -100,7 +101,7 @@ def fit(
                 device=device,
                 findings=findings,
             )
-            first = saved.record["step"] if saved else first
+            first = saved["step"] if saved else first
             rows = run(saved)
             saved = None
     return Fitted(rows=rows, seconds=time.perf_counter() - began, resumed_step=first, findings=tuple(findings))
@@ -109,13 +110,7 @@ def fit(
 def finished(out: Path | str) -> bool:
     """Whether the run in `out` reached its last step."""
     path = Path(out) / CHECKPOINT
-    return path.exists() and bool(checkpoint.load(path)[1]["finished"])
-
-
-@dataclass(frozen=True)
-class _Saved:
-    tensors: dict[str, Tensor]
-    record: dict[str, Any]
+    return path.exists() and bool(checkpoint.record(path)["finished"])
 
 
 class _Run:
@@ -133,7 +128,7 @@ class _Run:
         device: torch.device | str,
         findings: list[str],
     ):
-        self.model, self.stage, self.number, self.final = model, stage, number, final
+        self.stage, self.number, self.final = stage, number, final
         self.out, self.identity, self.device, self.findings = out, identity, device, findings
         self.config = config = stage.config
         self.ranks = distributed.world_size(distributed.world())
@@ -144,34 +139,39 @@ class _Run:
             model,
             stage.loss,
             stage.embed,
-            config=StepConfig(accumulate=config.accumulate, precision=config.precision, ema_decay=config.ema_decay),
+            config=StepConfig(
+                accumulate=config.accumulate,
+                precision=config.precision,
+                ema_decay=config.ema_decay,
+                shard=config.shard,
+            ),
             optim=stage.optim,
             groups=stage.groups,
             steps=config.steps,
             seed=config.seed,
             constrain=stage.constrain,
         )
+        self.parallel, self.model = self.step.parallel, self.step.model
         self.facts: dict[str, Any] = {"steps": config.steps, "warmup_steps": warmup_steps(stage.optim, config.steps)}
         self.skipped, self.rewinds = 0, 0
 
-    def __call__(self, saved: _Saved | None) -> list[Row]:
-        start = saved.record["step"] if saved else 0
+    def __call__(self, saved: dict[str, Any] | None) -> list[Row]:
+        start = saved["step"] if saved else 0
         log = Log(self.out if self.main else None, self.number, start, self.config.tensorboard)
-        if saved and saved.record["finished"]:
-            self.model.load_state_dict(strip_prefix(saved.tensors, "model."))
-            return log.rows
         if saved:
-            self.step.restore(saved.tensors)
-            self.rewinds = saved.record["rewinds"]
+            self._restore()
+            self.rewinds = saved["rewinds"]
             progress.note(f"{self.stage.name}: resumed at step {start} of {self.config.steps}")
         else:
             self._save(start)
-        self._loop(start, log)
-        if self.step.average:
-            self.step.average.swap()
+        if not (saved and saved["finished"]):
+            self._loop(start, log)
+            if self.step.average:
+                self.step.average.swap()
+            self._finish()
+        self.parallel.finish()
         for parameter in self.frozen:
             parameter.requires_grad_(True)
-        self._finish()
         return log.rows
 
     def _loop(self, start: int, log: Log) -> None:
@@ -201,9 +201,8 @@ class _Run:
                 self._diagnose(log.rows)
             if self.stage.evaluate and (_due(done, config.evaluate_every_steps) or done == last):
                 log.write({"step": done, "stage": self.number, "evaluation": self._evaluate()})
-            minutes = (time.perf_counter() - saved_at) / 60
-            late = config.checkpoint_every_minutes > 0 and minutes >= config.checkpoint_every_minutes
-            if done < last and (_due(done, config.checkpoint_every_steps) or late):
+            late = 0 < config.checkpoint_every_minutes <= (time.perf_counter() - saved_at) / 60
+            if done < last and (_due(done, config.checkpoint_every_steps) or self.parallel.agreed(late)):
                 self._save(done)
                 saved_at = time.perf_counter()
 
@@ -214,7 +213,7 @@ class _Run:
             average.swap()
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(self.device)):
-            values = self.stage.evaluate(self.model)
+            values = self.parallel(self.stage.evaluate)
         self.model.train()
         if average:
             average.swap()
@@ -226,16 +225,15 @@ class _Run:
         poisoned = not moved and not all(bool(torch.isfinite(buffer).all()) for buffer in self.model.buffers())
         if not poisoned and self.skipped < max(1, self.config.rewind_after_steps):
             return
-        path = self.out / CHECKPOINT if self.out else None
-        if self.rewinds >= MAX_REWINDS or path is None:
+        if self.rewinds >= MAX_REWINDS or self.out is None:
             raise RuntimeError(
                 f"{self.stage.name}: the loss is not finite at step {index} (after {self.rewinds} rewinds); "
                 f"lower optim.lr (now {self.stage.optim.lr:g}) or check the data of this step"
             )
-        tensors, record = checkpoint.load(path)
-        self.step.restore(tensors)
+        self._restore()
         self.rewinds, self.skipped = self.rewinds + 1, 0
-        progress.warn(f"{self.stage.name}: non-finite loss at step {index}: weights are back at step {record['step']}")
+        back = checkpoint.record(self.out / CHECKPOINT)["step"]
+        progress.warn(f"{self.stage.name}: non-finite loss at step {index}: weights are back at step {back}")
 
     def _diagnose(self, rows: list[Row]) -> None:
         self.facts |= self.stage.data.report()
@@ -246,32 +244,37 @@ class _Run:
                 if self.main:
                     progress.note(f"doctor: {finding}")
 
+    def _restore(self) -> None:
+        assert self.out
+        self.step.restore(self.parallel.read(self.out / CHECKPOINT))
+
     def _save(self, step: int) -> None:
         self._write(self.step.tensors(), stage=self.number, step=step, finished=False)
 
     def _finish(self) -> None:
         """The last checkpoint of a stage holds the weights alone: the run is done, or its next stage begins."""
-        weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.final:
-            self._write(weights, stage=self.number, step=self.config.steps, finished=True)
+            self._write(self.step.weights(), stage=self.number, step=self.config.steps, finished=True)
         else:
-            self._write(weights, stage=self.number + 1, step=0, finished=False)
+            self._write(self.step.weights(), stage=self.number + 1, step=0, finished=False)
 
     def _write(self, tensors: dict[str, Tensor], **record: Any) -> None:
-        if self.out and self.main:
-            record |= {"identity": self.identity, "rewinds": self.rewinds}
-            checkpoint.save(self.out / CHECKPOINT, tensors, record)
+        if self.out is None:
+            return
+        record |= {"identity": self.identity, "rewinds": self.rewinds}
+        self.parallel.write(self.out / CHECKPOINT, tensors, record)
+        if self.main:
             storage.write_json(self.out / "facts.json", self.facts)
 
 
-def _saved(out: Path | None, identity: str) -> _Saved | None:
-    path = out / CHECKPOINT if out else None
-    if path is None or not path.exists():
+def _saved(out: Path | None, identity: str) -> dict[str, Any] | None:
+    """Where the run in `out` stands."""
+    if out is None or not (out / CHECKPOINT).exists():
         return None
-    tensors, record = checkpoint.load(path)
+    record = checkpoint.record(out / CHECKPOINT)
     if record["identity"] != identity:
         raise ValueError(f"{out} holds a run with another configuration; choose another folder or delete it")
-    return _Saved(tensors, record)
+    return record
 
 
 def _freeze_others(model: nn.Module, groups: tuple[GroupConfig, ...]) -> list[nn.Parameter]:
@@ -314,6 +317,7 @@ _WATCHING = {
     "checkpoint_every_minutes",
     "tensorboard",
     "gradient_checkpointing",
+    "shard",
 }
 """What does not change the weights that a stage comes to."""
 

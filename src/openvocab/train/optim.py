@@ -1,10 +1,10 @@
 """Optimisers with the paper's parameter groups, the warm-up and cosine schedule, and the average of weights (EMA)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from openvocab.train.config import GroupConfig, OptimConfig
 from openvocab.train.muon import Muon
@@ -34,13 +34,15 @@ def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
     return optim.lr * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def select_parameters(model: nn.Module, groups: tuple[GroupConfig, ...]) -> dict[str, dict[str, nn.Parameter]]:
+def select_parameters(
+    parameters: Mapping[str, nn.Parameter], groups: tuple[GroupConfig, ...]
+) -> dict[str, dict[str, nn.Parameter]]:
     """Trainable parameters by group name and parameter name.
 
     Raises:
         ValueError: a group selects nothing, or two groups select the same parameter.
     """
-    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    trainable = {name: value for name, value in parameters.items() if value.requires_grad}
     named: dict[str, str] = {}
     for group in groups:
         for name, value in trainable.items():
@@ -84,27 +86,25 @@ def adamw(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim
 
 
 class Average:
-    """Exponential moving average of a model's parameters; buffers (BatchNorm statistics) follow as they are.
+    """Exponential moving average of parameters; buffers (BatchNorm statistics) follow as they are.
 
     The decay grows as (1 + t) / (10 + t) up to `decay`, so that a short run is not an average of its beginning.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):
         self.decay = decay
-        self.model = model
-        self.values = {name: value.detach().clone() for name, value in model.named_parameters()}
+        self.parameters = {name: value.detach() for name, value in parameters.items()}
+        self.values = {name: value.clone() for name, value in self.parameters.items()}
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = dict(self.model.named_parameters())
         torch._foreach_lerp_(  # pyright: ignore
-            list(self.values.values()), [current[n].detach() for n in self.values], 1.0 - decay
+            list(self.values.values()), list(self.parameters.values()), 1.0 - decay
         )
 
-    @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the model's parameters with the average; call twice to restore."""
-        for name, value in self.model.named_parameters():
-            held: Tensor = self.values[name]
-            value.data, self.values[name] = held, value.data
+        """Exchanges the parameters with the average; call twice to restore."""
+        for held, average in zip(self.parameters.values(), self.values.values()):
+            current = held.clone()
+            held.copy_(average)
+            average.copy_(current)

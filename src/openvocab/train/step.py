@@ -21,6 +21,7 @@ from openvocab.train import distributed
 from openvocab.train.checkpoint import optimiser_tensors, restore_optimiser
 from openvocab.train.config import GroupConfig, OptimConfig
 from openvocab.train.optim import Average, learning_rate, make_optimiser, select_parameters
+from openvocab.train.parallel import Copies, Shards
 
 Losses = dict[str, Tensor]
 Embed = Callable[[Any, Batch], dict[str, Tensor]]
@@ -29,11 +30,12 @@ Loss = Callable[..., Losses]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepConfig:
-    """How one step is taken. `accumulate` is the number of chunks a batch is embedded in."""
+    """How one step is taken: see `FitConfig`. `accumulate` is the number of chunks a batch is embedded in."""
 
     accumulate: int = 1
     precision: str = "float32"
     ema_decay: float = 0.0
+    shard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +62,26 @@ class Step:
         seed: int,
         constrain: Callable[[Any], None] | None = None,
     ):
-        _check(model, embed, config, groups)
-        self.model, self.loss, self.embed, self.constrain = model, loss, embed, constrain
+        _check(model, embed, config, optim, groups)
+        self.group = distributed.world()
+        self.parallel = Shards(model, self.group, config.precision) if config.shard else Copies(model, self.group)
+        self.model, self.loss, self.embed, self.constrain = self.parallel.model, loss, embed, constrain
         self.config, self.steps, self.seed = config, steps, seed
         self.groups = {group.name: group for group in groups}
         self.optims = {group.name: group.optim or optim for group in groups}
-        self.parameters = select_parameters(model, groups)
+        self.parameters = select_parameters(self.parallel.parameters, groups)
         self.optimisers = {name: make_optimiser(p.values(), self.optims[name]) for name, p in self.parameters.items()}
-        self.average = Average(model, config.ema_decay) if config.ema_decay else None
-        self.group = distributed.world()
+        self.average = Average(self.parallel.parameters, config.ema_decay) if config.ema_decay else None
         self.device_type = next(model.parameters()).device.type
 
     def __call__(self, batch: Batch, index: int) -> Stepped:
         """Takes step `index` (from 0); randomness inside the model is a function of seed, step, chunk and rank."""
         losses = self._gradients(batch, index)
-        distributed.average_gradients((p for chosen in self.parameters.values() for p in chosen.values()), self.group)
-        values: dict[str, Tensor | float] = {name: value.detach() for name, value in losses.items()}
-        finite = all(bool(torch.isfinite(losses[group.loss])) for group in self.groups.values())
+        self.parallel.average_gradients()
+        values: dict[str, Any] = distributed.mean_values(losses, self.group)
+        finite = all(bool(torch.isfinite(values[group.loss])) for group in self.groups.values())
         for name, optim in self.optims.items():
-            norm = _clip(self.parameters[name].values(), optim.clip_norm)
+            norm = self._clip(self.parameters[name].values(), optim.clip_norm)
             finite = finite and bool(torch.isfinite(norm))
             suffix = "" if len(self.groups) == 1 else f"_{name}"
             values[f"grad_norm{suffix}"] = norm.detach()
@@ -90,23 +93,28 @@ class Step:
         return Stepped(values, finite)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on."""
-        out = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        """Everything that the next step depends on, as this rank holds it."""
+        out = self.weights()
         for name, optimiser in self.optimisers.items():
             out |= optimiser_tensors(optimiser, f"optim.{name}")
         if self.average:
             out |= {f"average.{name}": value for name, value in self.average.values.items()}
         return out
 
+    def weights(self) -> dict[str, Tensor]:
+        """The model's part of `tensors()`."""
+        return {f"model.{name}": value for name, value in self.parallel.state().items()}
+
+    @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Puts back what `tensors()` gave."""
-        self.model.load_state_dict(strip_prefix(tensors, "model."))
+        """Puts back what `tensors()` gave; without an average, it begins at the weights."""
+        for name, value in self.parallel.state().items():
+            value.copy_(tensors[f"model.{name}"])
         for name, optimiser in self.optimisers.items():
             restore_optimiser(optimiser, tensors, f"optim.{name}")
         if self.average:
-            held = strip_prefix(tensors, "average.") or dict(self.model.named_parameters())
             for name, value in self.average.values.items():
-                value.copy_(held[name].detach())
+                value.copy_(tensors.get(f"average.{name}", self.average.parameters[name]))
 
     def _move(self, index: int) -> None:
         for name, optimiser in self.optimisers.items():
@@ -124,12 +132,12 @@ class Step:
             return self._cached(batch, index)
         self._seed(index, 0)
         with self._autocast():
-            if self.embed is None:
-                losses = self.loss(self.model, batch)
-            else:
-                losses = self.loss(self.model, batch, self.embed(self.model, batch))
+            losses = self.parallel(self._losses, batch)
         self._backward(losses)
         return losses
+
+    def _losses(self, model: nn.Module, batch: Batch) -> Losses:
+        return self.loss(model, batch, *([] if self.embed is None else [self.embed(model, batch)]))
 
     def _backward(self, losses: Losses) -> None:
         """Each group's gradient from its own loss key; all gradients are taken before any group moves."""
@@ -152,10 +160,10 @@ class Step:
         for number, chunk in enumerate(chunks):
             self._seed(index, number)
             with torch.no_grad(), self._autocast():
-                embedded.append(self.embed(self.model, chunk))
+                embedded.append(self.parallel(self.embed, chunk))
         leaves = {name: torch.cat([part[name] for part in embedded]).requires_grad_() for name in embedded[0]}
         with self._autocast():
-            losses = self.loss(self.model, batch, leaves)
+            losses = self.parallel(self.loss, batch, leaves)
         losses["loss"].backward()
         gradients = {
             name: leaf.grad.split([len(part[name]) for part in embedded])
@@ -165,9 +173,17 @@ class Step:
         for number, chunk in enumerate(chunks):
             self._seed(index, number)
             with self._autocast():
-                again = self.embed(self.model, chunk)
+                again = self.parallel(self.embed, chunk)
             torch.autograd.backward([again[name] for name in gradients], [rows[number] for rows in gradients.values()])
         return losses
+
+    def _clip(self, parameters: Iterable[nn.Parameter], most: float | None) -> Tensor:
+        """The norm of all gradients before they are scaled down to `most`; nothing is written that would not change."""
+        parameters = list(parameters)
+        norm = self.parallel.norm([p.grad for p in parameters if p.grad is not None])
+        if most is not None and (norm.device.type != "cpu" or norm > most):
+            nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        return norm
 
     def _seed(self, index: int, chunk: int) -> None:
         torch.manual_seed((self.seed * 1_000_003 + index) * 1_009 + chunk * 31 + distributed.rank(self.group))
@@ -176,25 +192,17 @@ class Step:
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
 
-def _clip(parameters: Iterable[nn.Parameter], most: float | None) -> Tensor:
-    """The norm of all gradients before they are scaled down to `most`; nothing is written that would not change."""
-    parameters = list(parameters)
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if most is not None and (norm.device.type != "cpu" or norm > most):
-        nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return norm
-
-
-def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _check(model: nn.Module, embed: Embed | None, config: StepConfig, groups: tuple[GroupConfig, ...]) -> None:
+def _check(
+    model: nn.Module, embed: Embed | None, config: StepConfig, optim: OptimConfig, groups: tuple[GroupConfig, ...]
+) -> None:
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision is {config.precision!r}, expected float32 or bfloat16")
     if config.accumulate < 1:
         raise ValueError(f"accumulate is {config.accumulate}, expected at least 1 chunk")
+    if config.shard and len({group.loss for group in groups}) > 1:
+        raise ValueError("shard=true minimises one key of the loss; this run has groups with several: shard=false")
+    if config.shard and any((group.optim or optim).method == "muon" for group in groups):
+        raise ValueError("shard=true cuts weights into rows and muon steps whole matrices: adamw, or shard=false")
     if config.accumulate == 1:
         return
     if embed is None:

@@ -1,8 +1,9 @@
 import os
-import socket
+from functools import partial
 
 import pytest
 import torch
+from forked import on_ranks
 
 from openvocab.train import distributed
 
@@ -65,6 +66,14 @@ def broadcast_gives_everyone_the_first_ranks_weights(group):
     assert (transposed == 1).all()
 
 
+def means_of_several_numbers_need_one_message(group):
+    values = {"loss": torch.tensor(1.0 + distributed.rank(group)), "scale": torch.tensor(7.0)}
+    assert {name: value.item() for name, value in distributed.mean_values(values, group).items()} == {
+        "loss": 1.5,
+        "scale": 7.0,
+    }
+
+
 def mean_over_ranks_is_a_plain_number(group):
     value = torch.tensor(1.0 + distributed.rank(group), requires_grad=True)
     mean = distributed.mean_over_ranks(value, group)
@@ -81,13 +90,11 @@ ON_TWO_RANKS = (
     gradients_that_do_not_fit_one_message_are_averaged_too,
     broadcast_gives_everyone_the_first_ranks_weights,
     mean_over_ranks_is_a_plain_number,
+    means_of_several_numbers_need_one_message,
 )
 
 
-def launched(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def launched(folder, rank):
     group = distributed.init()
     failures = {}
     for check in ON_TWO_RANKS:
@@ -97,17 +104,13 @@ def launched(rank, port, folder):
         except Exception as error:
             failures[check.__name__] = repr(error)
     distributed.barrier(group)
-    distributed.shutdown()
     torch.save(failures, folder / f"rank{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(launched, args=(port, folder), nprocs=2, start_method="fork")
+    on_ranks(partial(launched, folder))
     both = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
     return {name: [failures[name] for failures in both] for name in both[0]}
 

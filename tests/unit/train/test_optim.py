@@ -66,19 +66,19 @@ def test_groups_divide_the_parameters():
     model = Gan()
     named = GroupConfig(name="generator", prefixes=("generator.",))
     rest = GroupConfig(name="rest")
-    chosen = select_parameters(model, (named, rest))
+    chosen = select_parameters(dict(model.named_parameters()), (named, rest))
     assert set(chosen["generator"]) == {"generator.weight", "generator.bias"}
     assert set(chosen["rest"]) == {name for name, _ in model.named_parameters() if name.startswith("disc")}
     with pytest.raises(ValueError, match="selects no trainable parameter"):
-        select_parameters(model, (GroupConfig(name="lost", prefixes=("nowhere.",)),))
+        select_parameters(dict(model.named_parameters()), (GroupConfig(name="lost", prefixes=("nowhere.",)),))
     with pytest.raises(ValueError, match="in two groups"):
-        select_parameters(model, (named, GroupConfig(name="again", prefixes=("gen",))))
+        select_parameters(dict(model.named_parameters()), (named, GroupConfig(name="again", prefixes=("gen",))))
 
 
 def test_the_average_follows_the_formula_and_swaps_back():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    average = Average(model, decay=0.9)
+    average = Average(dict(model.named_parameters()), decay=0.9)
     expected = 0.0
     for step in range(40):
         with torch.no_grad():
@@ -122,7 +122,7 @@ def test_muon_refuses_gains_and_biases():
 
 def test_a_group_of_matrices_leaves_the_gains_to_the_rest():
     matrices = GroupConfig(name="matrices", prefixes=("image.",), min_axes=2, optim=OptimConfig(method="muon", lr=0.02))
-    chosen = select_parameters(Towers(), (matrices, GroupConfig()))
+    chosen = select_parameters(dict(Towers().named_parameters()), (matrices, GroupConfig()))
     assert set(chosen["matrices"]) == {"image.0.weight", "image.3.weight"}
     assert "image.0.bias" in chosen["all"]
 
