@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import tiny_clip
 from videos import write_video
 
 from openvocab import systems
@@ -20,6 +21,8 @@ from openvocab.world.scene import CLASSES
         (["recognize", "x.mp4", "--labels", "a,b"], "--model demo"),
         (["recognize", "x.png", "--labels", "a,b"], "x.png is neither: videos end in .mp4"),
         (["recognize", "x.mp4", "y.ply", "--labels", "a,b"], "clouds of points end in .ply .off .obj .npz"),
+        (["search", "x"], "what to look for? give a text, --plus or --like"),
+        (["search", "x", "a", "--kind", "film"], "expected picture or video"),
         (["train", "clip"], "--out"),
         (["convert", "a", "b"], "--to"),
     ],
@@ -44,6 +47,7 @@ def test_bad_usage_exits_2_and_names_what_is_right(arguments, named, capsys):
         (["eval", "demo", "--data", "scenes:many"], "such as scenes:5000:1"),
         (["eval", "demo", "--data", "scenes:9:1:2"], "such as scenes:5000:1"),
         (["inspect", "{}/none"], "none"),
+        (["search", "{}/none", "a", "--model", "demo"], "holds no index"),
         (["score", "{}/none.png", "a", "--model", "{}/none"], "none"),
     ],
 )
@@ -311,3 +315,51 @@ def test_events_names_what_it_cannot_use(options, named, tmp_path, capsys):
     line = ["events", str(tmp_path / "red.png"), "--model", "demo"]
     assert run([*line, *(option.format(tmp_path) for option in options)]) == 1
     assert named in capsys.readouterr().err
+
+
+def test_search_finds_pictures_and_moments(tmp_path, capsys, monkeypatch):
+    from openvocab import loading
+    from openvocab.search.build import build
+    from openvocab.world.render import render
+    from openvocab.world.scene import WorldConfig, class_scenes
+
+    monkeypatch.setenv("OPENVOCAB_CACHE", str(tmp_path / "cache"))
+    names = ["red circle", "green square", "blue ring", "yellow bar", "red square", "green circle"]
+    scenes = class_scenes(
+        np.array([CLASSES.index(name) for name in names]), WorldConfig(max_objects=1, share_single=1.0)
+    )
+    shown = render(scenes, 64).transpose(0, 2, 3, 1)
+    files = tmp_path / "files"
+    for folder, rows in (("a", (0, 1, 2)), ("b", (3, 4, 5))):
+        (files / folder).mkdir(parents=True)
+        for row in rows:
+            Image.fromarray(shown[row]).save(files / folder / f"{names[row]}.png")
+    write_video(files / "clip.mp4", 120, rate=30, show=lambda number: shown[2 if 60 <= number < 90 else 3, :48])
+    build(tmp_path / "index", files, loading.encoder("demo"), fps=4.0)
+
+    ask = ["search", str(tmp_path / "index"), "--model", "demo", "--json"]
+
+    def found(*more):
+        assert run([*ask, *more]) == 0
+        return json.loads(capsys.readouterr().out)["hits"]
+
+    hits = found("a blue ring", "--num", "2", "--sheet", str(tmp_path / "sheet.jpg"))
+    assert {hit["path"] for hit in hits} == {"a/blue ring.png", "clip.mp4"}
+    (moment,) = (hit for hit in hits if hit["kind"] == "video")
+    assert moment["moments"] == [[2.0, 3.0]]
+    assert moment["start_s"] == 2.0
+    assert 0 < moment["probability"] <= 1
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.width == 512
+    assert found("a red circle", "--plus", "green", "--minus", "red")[0]["path"] == "b/green circle.png"
+    assert found("--like", str(files / "a" / "red circle.png"), "--num", "1")[0]["path"] == "a/red circle.png"
+    row = found("a red circle", "--kind", "picture", "--num", "1")[0]["row"]
+    assert "a/red circle.png" not in {hit["path"] for hit in found("--like", str(row))}
+    assert all(hit["path"].startswith("b/") for hit in found("a red circle", "--folder", "b"))
+    assert found("a red circle", "--until", "1990") == []
+    assert run([*ask[:-1], "a blue ring", "--num", "2"]) == 0
+    assert "clip.mp4  2.0-3.0 s" in capsys.readouterr().out
+
+    tiny_clip().save(tmp_path / "other")
+    assert run([*ask[:2], "a", "--model", str(tmp_path / "other")]) == 1
+    assert "the index was made by demo" in capsys.readouterr().err

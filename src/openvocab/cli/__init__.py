@@ -11,7 +11,7 @@ from typer._click.exceptions import ClickException
 from typer.exceptions import TyperException
 
 from openvocab import progress
-from openvocab.cli import ask, collect, create, learn, models, recognize, serve  # noqa: F401  each registers its verbs
+from openvocab.cli import ask, collect, create, learn, models, recognize, search, serve  # noqa: F401  registers verbs
 from openvocab.cli.app import app
 
 

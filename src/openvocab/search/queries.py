@@ -1,8 +1,8 @@
 """Questions to an index: words, pictures and rows, added and taken away; hits that say how sure they are.
 
 Words and pictures lie apart in the shared space: a text's cosines with pictures are low and close together, a
-picture's high and wide apart. A term's own scores over the index tell how far apart, so nothing here depends on the
-model: term i weighs w_i / spread_i, and how sure a hit is follows from what the index scores by chance.
+picture's high and wide apart. How far, a term's own scores over the index tell: it weighs w_i / spread_i, and how sure
+a hit is follows from what the index scores by chance. No number here is a model's.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openvocab.clip.engine import Picture, read_pixels
@@ -25,8 +25,6 @@ _HEIGHT = 0.5
 """Share of the best score's height over chance at which a moment ends."""
 _LEAST_SPREAD = 1e-3
 """Of cosines; half-precision vectors say no more."""
-_ONE_SIGMA = 0.1587
-"""Of a normal distribution, what lies below its mean less its deviation."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Hit:
         entry: its best row.
         score: the cosine with the query; those of texts and of pictures do not compare.
         probability: how surely it is no chance hit, which compares between all queries.
-        alike: near-duplicates with lower scores.
+        alike: pictures that are near-duplicates with lower scores.
         moments: start and end in seconds of the parts of a video that answer, the best first.
     """
 
@@ -79,7 +77,7 @@ def search(
     """The files that fit best, best first; what rows in the query show is not among them.
 
     Args:
-        group: near-duplicates are folded under the best of them; copies always are.
+        group: pictures that are near-duplicates are folded under the best of them; copies always are.
 
     Raises:
         ValueError: the encoder is not the index's own, no term counts above 0, or a picture or row that is not there.
@@ -89,21 +87,21 @@ def search(
     if not background.num_rows:
         return []
     query = _query(terms, encoder, index, background)
-    chance = _chance(background.vectors @ query)
+    mean, spread = _chance(background.vectors @ query)
     shown = {entry.content for entry in index.entries(_rows(terms))}
     depth = max(_LEAST, _DEEPER * k)
     while True:
         found = index.nearest(query[None], depth, where)
         rows, scores = (part[0][found.rows[0] >= 0] for part in (found.rows, found.scores))
-        sure = _sureness(scores, chance, background.num_rows)
-        hits = _hits(index, rows.tolist(), scores.tolist(), sure.tolist(), chance[0], shown, k, group)
+        sure = _sureness(scores, mean, spread, background.num_rows)
+        hits = _hits(index, rows.tolist(), scores.tolist(), sure.tolist(), mean.item(), shown, k, group)
         if len(hits) == k or len(rows) < depth:
             return hits
         depth *= 4
 
 
 def _query(terms: Sequence[Term], encoder: Encoder, index: Index, background: Background) -> Float[Tensor, " embed"]:
-    """The unit vector along which rows score as by the sum of w_i cosine_i / spread_i."""
+    """The direction of sum_i w_i t_i / spread_i: the index is looked at once for all terms."""
     if not any(term.weight > 0 for term in terms):
         raise ValueError("a query needs a term that counts above 0: something to look for")
     texts = encoder.texts([term.text for term in terms if term.text is not None])
@@ -113,28 +111,25 @@ def _query(terms: Sequence[Term], encoder: Encoder, index: Index, background: Ba
     vectors = torch.cat([texts, *seen, index.vectors(_rows(terms)), *given])
     kinds = ("text", "picture", "row", "vector")
     ordered = sorted(terms, key=lambda term: [getattr(term, kind) is None for kind in kinds])  # as the vectors are
-    spreads = (background.vectors @ vectors.T).std(0, correction=0).clamp(min=_LEAST_SPREAD)
-    weights = torch.tensor([term.weight for term in ordered]) / spreads
-    return F.normalize(weights @ vectors, dim=0)
+    _, spread = _chance(background.vectors @ vectors.T)
+    return F.normalize(torch.tensor([term.weight for term in ordered]) / spread @ vectors, dim=0)
 
 
 def _rows(terms: Sequence[Term]) -> list[int]:
     return [term.row for term in terms if term.row is not None]
 
 
-def _chance(scores: Float[Tensor, " row"]) -> tuple[float, float]:
-    """Center and spread of what rows score that a query does not mean: these are all but some above the center."""
-    low, center = scores.quantile(torch.tensor([_ONE_SIGMA, 0.5])).tolist()
-    return center, max(center - low, _LEAST_SPREAD)
+def _chance(scores: Float[Tensor, "row ..."]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of what rows score that a query does not mean, which are nearly all."""
+    return scores.mean(0), scores.std(0, correction=0).clamp(min=_LEAST_SPREAD)
 
 
-def _sureness(scores: Float[Tensor, " row"], chance: tuple[float, float], num_rows: int) -> Float[Tensor, " row"]:
+def _sureness(scores: Float[Tensor, " row"], mean: Tensor, spread: Tensor, num_rows: int) -> Float[Tensor, " row"]:
     """1 - the false discovery rate: of num_rows normal scores so many reach a row's, of all so many do.
 
     p_i = 1 - min over j >= i of num_rows (1 - Phi(z_j)) / j, with the rank j (Benjamini and Hochberg 1995).
     """
-    center, spread = chance
-    by_chance = num_rows * torch.special.ndtr((center - scores.double()) / spread)
+    by_chance = num_rows * torch.special.ndtr((mean - scores.double()) / spread)
     rate = by_chance / torch.arange(1, len(scores) + 1)
     return 1 - rate.flip(0).cummin(0).values.flip(0).clamp(max=1)
 
@@ -144,7 +139,7 @@ def _hits(
     rows: list[int],
     scores: list[float],
     sure: list[float],
-    center: float,
+    mean: float,
     shown: set[str],
     k: int,
     group: bool,
@@ -157,11 +152,12 @@ def _hits(
             files.setdefault(entry.content, []).append(place)
     best = [places[0] for places in files.values()]
     hits = []
-    for members in _groups(index.vectors([rows[place] for place in best]), k, group):
+    alone = torch.tensor([not group or entries[place].kind == "video" for place in best], dtype=torch.bool)
+    for members in _groups(index.vectors([rows[place] for place in best]), alone, k):
         first, *alike = [best[each] for each in members]
         spans = ()
         if entries[first].kind == "video":
-            least = scores[first] - _HEIGHT * (scores[first] - center)
+            least = scores[first] - _HEIGHT * (scores[first] - mean)
             high = [place for place in files[entries[first].content] if scores[place] >= least]
             runs = [(entries[place].start_s or 0.0, entries[place].end_s or 0.0, scores[place]) for place in high]
             spans = merge(runs, 1 / index.about.fps)
@@ -169,11 +165,11 @@ def _hits(
     return hits
 
 
-def _groups(vectors: Embeds, k: int, group: bool) -> list[list[int]]:
+def _groups(vectors: Embeds, alone: Bool[Tensor, " row"], k: int) -> list[list[int]]:
     """The first `k` rows that are not alike to one before them, each followed by those that are alike to it."""
     left, groups = torch.arange(len(vectors)), []
     while len(left) and len(groups) < k:
-        same = vectors[left] @ vectors[left[0]] > (ALIKE if group else torch.inf)
+        same = (vectors[left] @ vectors[left[0]] > ALIKE) & ~alone[left] & ~alone[left[0]]
         same[0] = True
         groups.append(left[same].tolist())
         left = left[~same]

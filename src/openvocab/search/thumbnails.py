@@ -1,6 +1,5 @@
 """Small pictures of what an index shows: of a picture, or of the frame at which a run of a video begins."""
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,26 +31,23 @@ def thumbnail(index: Index, entry: Entry, size_px: int = 256) -> Path:
         else:
             picture = Image.fromarray(frame_at(index.file(entry), entry.start_s).pixels)
         picture.thumbnail((size_px, size_px), reducing_gap=2.0)
-        storage.write_bytes(path, as_jpeg(picture))
+        with storage.atomic_path(path) as temporary:
+            picture.save(temporary, "JPEG", quality=_QUALITY)
     return path
 
 
-def contact_sheet(pictures: Sequence[Image.Image], captions: Sequence[str], size_px: int = 256) -> Image.Image:
-    """Pictures in rows that make about a square, each over its caption."""
-    across = math.ceil(math.sqrt(len(pictures)))
-    cell = size_px + _CAPTION_PX
-    sheet = Image.new("RGB", (across * size_px, math.ceil(len(pictures) / across) * cell), "white")
+def write_sheet(index: Index, shown: Sequence[tuple[Entry, str]], out: Path, size_px: int = 256) -> None:
+    """Writes thumbnails in rows that make about a square, each over its caption."""
+    across = math.ceil(math.sqrt(len(shown)))
+    cell_px = size_px + _CAPTION_PX
+    sheet = Image.new("RGB", (across * size_px, math.ceil(len(shown) / across) * cell_px), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-        left, top = number % across * size_px, number // across * cell
-        sheet.paste(picture, (left + (size_px - picture.width) // 2, top + (size_px - picture.height) // 2))
+    for number, (entry, caption) in enumerate(shown):
+        left, top = number % across * size_px, number // across * cell_px
+        with Image.open(thumbnail(index, entry, size_px)) as picture:
+            sheet.paste(picture, (left + (size_px - picture.width) // 2, top + (size_px - picture.height) // 2))
         while draw.textlength(caption) > size_px:
-            caption = caption[:-4] + "..."
+            caption = f"{caption[:-4]}..."
         draw.text((left, top + size_px), caption, "black")
-    return sheet
-
-
-def as_jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_QUALITY)
-    return buffer.getvalue()
+    with storage.atomic_path(out) as path:
+        sheet.save(path, Image.registered_extensions().get(out.suffix.lower(), "JPEG"))

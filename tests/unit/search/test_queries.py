@@ -124,6 +124,12 @@ def test_near_duplicates_are_folded_under_the_best(tmp_path):
     assert not any(hit.alike for hit in apart)
 
 
+def test_a_video_is_folded_under_nothing(tmp_path):
+    red = Colours().texts(["red"])
+    index = index_of(tmp_path, [video("v", red, [(0.0, 1.0)]), video("w", red, [(0.0, 1.0)]), *pictures(red)])
+    assert {hit.entry.path for hit in search(index, Colours(), [Term(text="red")])} == {"v", "w", "0"}
+
+
 def test_as_many_as_are_asked_for_are_found_behind_many_rows_of_one_file(tmp_path):
     """400 rows of one video lie before the pictures: the search goes deeper until it has enough files."""
     red = Colours().texts(["red"])

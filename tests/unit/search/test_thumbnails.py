@@ -10,7 +10,7 @@ from videos import write_video
 
 from openvocab.search.build import build
 from openvocab.search.index import Index
-from openvocab.search.thumbnails import contact_sheet, thumbnail
+from openvocab.search.thumbnails import thumbnail, write_sheet
 
 UPSIDE_DOWN, ON_ITS_SIDE = 3, 6
 
@@ -84,11 +84,14 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(files, monkeypatch)
         opened(files[1], "upright.jpg")
 
 
-def test_a_contact_sheet_shows_every_picture_over_its_caption():
-    pictures = [Image.fromarray(plain(colour, 40, 60)) for colour in ("red", "green", "blue", "red", "green")]
-    sheet = contact_sheet(pictures, ["short", "x" * 400, "", "d", "e"], 64)
-    assert sheet.size == (3 * 64, 2 * (64 + 14))
-    assert [tone(sheet.crop((x * 64, 0, x * 64 + 64, 64)), 0.5, 0.5) for x in range(3)] == ["red", "green", "blue"]
-    under = np.asarray(sheet)[64:78]
+def test_a_sheet_shows_every_hit_over_its_caption(files, tmp_path):
+    index = files[1]
+    entries = index.entries([*index.find("clip.mp4"), *index.find("upright.jpg"), *index.find("turned.jpg")])
+    write_sheet(index, list(zip(entries, ["short", "x" * 400, "", "d", "e"])), tmp_path / "sheet.png", 64)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert (sheet.format, sheet.size) == ("PNG", (3 * 64, 2 * (64 + 14)))
+        cells = [sheet.crop((x * 64, y * 78, x * 64 + 64, y * 78 + 64)) for y in (0, 1) for x in (0, 1, 2)]
+        assert [tone(cell, 0.5, 0.4) for cell in cells[:5]] == ["red", "green", "red", "red", "blue"]
+        under = np.asarray(sheet)[64:78]
     assert (under[:, 64:128] < 128).any()  # the long caption is cut, not drawn over its neighbour's
     assert (under[:, 128:] == 255).all()
