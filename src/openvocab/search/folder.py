@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from openvocab.search.records import About, Nearest, Queries, Where
 from openvocab.search.store import RUN_TABLES, TABLES, Store
-from openvocab.search.vectors import Slots, VectorFile, nearest
+from openvocab.search.vectors import Slots, VectorFile, after, nearest
 from openvocab.shapes import Embeds
 
 _TYPES = {"key": "INTEGER PRIMARY KEY AUTOINCREMENT", "integer": "INTEGER", "real": "REAL", "path": "TEXT"}
@@ -109,16 +110,15 @@ class FolderStore(Store):
         rows, slots = now.rows, now.slots
         if where is not None:
             question, values = self.allowed(where)
-            allowed = np.array([row for (row,) in self.ask(question, *values)], np.int64)
-            kept = np.isin(rows, allowed)
+            kept = torch.isin(rows, torch.tensor([row for (row,) in self.ask(question, *values)], dtype=torch.int64))
             rows, slots = rows[kept], slots[kept]
         return nearest(queries, now.vectors, rows, slots, k)
 
     def vectors(self, rows: Sequence[int]) -> Embeds:
         now = self._now()
-        wanted = np.array(rows, np.int64)
-        at = np.searchsorted(now.rows, wanted)
-        missing = np.append(now.rows, -1)[at] != wanted
+        wanted = torch.tensor(rows, dtype=torch.int64)
+        at = torch.searchsorted(now.rows, wanted)
+        missing = torch.cat([now.rows, torch.tensor([-1])])[at] != wanted
         if missing.any():
             raise ValueError(f"row {wanted[missing][0]} is not in the index, or no longer")
         return now.vectors[now.slots[at]].float()
@@ -145,9 +145,9 @@ class FolderStore(Store):
                 self._db.execute("BEGIN")
                 try:
                     file, known = self._file(), self._db.execute('SELECT "row", slot FROM rows ORDER BY slot')
-                    pairs = np.fromiter(itertools.chain.from_iterable(known), np.int64).reshape(-1, 2)
-                    rows, slots = np.ascontiguousarray(pairs.T)
-                    self._snapshot = _Snapshot(version, rows, slots, file.mapped(int(slots.max(initial=-1)) + 1))
+                    pairs = torch.from_numpy(np.fromiter(itertools.chain.from_iterable(known), np.int64)).view(-1, 2)
+                    rows, slots = pairs.T.contiguous()
+                    self._snapshot = _Snapshot(version, rows, slots, file.mapped(after(slots)))
                 finally:
                     self._db.execute("COMMIT")
             return self._snapshot
@@ -159,7 +159,7 @@ class FolderStore(Store):
                 path.unlink()
 
     def _compact(self) -> None:
-        slots = np.array([slot for (slot,) in self.ask("SELECT slot FROM rows ORDER BY slot")], np.int64)
+        slots = torch.tensor([slot for (slot,) in self.ask("SELECT slot FROM rows ORDER BY slot")], dtype=torch.int64)
         if len(slots) >= (1 - _DEAD) * self._end():
             return
         number, old = self.recall("vectors") + 1, self._file()

@@ -1,19 +1,25 @@
 """Vectors in a file, and the exact nearest of them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from openvocab import storage
+from openvocab.clip.encoder import multiplies_bfloat16
 from openvocab.search.records import Nearest, Queries
 
-_BLOCK = 8192
-Slots = Int64[np.ndarray, " row"]
+_QUERIES, _BLOCK, _SPAN = 256, 8192, 2**20
+"""Queries and rows that are multiplied at once, and rows whose groups are held at once."""
+_GROUP, _MOST_GROUPS, _AT_ONCE = 16, 512, 1024
+"""Rows of a group, groups a query that are worth scoring again, and those that are scored at once."""
+_WORTH_ROUNDING = 16
+Slots = Int64[Tensor, " row"]
 
 
 class VectorFile:
@@ -41,36 +47,94 @@ class VectorFile:
 
     def copy(self, slots: Slots, path: Path) -> "VectorFile":
         """Some of the rows, in this order, as another file."""
-        found = self.mapped(int(slots.max(initial=-1)) + 1)
+        found = self.mapped(after(slots))
         with storage.atomic_path(path) as temporary, temporary.open("wb") as file:
-            for block in _blocks(slots):
+            for block in slots.split(_BLOCK):
                 file.write(found[block].numpy().tobytes())
         return VectorFile(path, self.dim)
 
 
 def nearest(queries: Queries, vectors: Float[Tensor, "slot embed"], rows: Slots, slots: Slots, k: int) -> Nearest:
-    """The best `k` of all these rows, by blocks, in float32."""
-    best = Nearest(torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64))
+    """The best `k` of all these rows by their products in float32, and no others."""
+    scores, places = torch.empty(len(queries), min(k, len(slots))), torch.empty(len(queries), min(k, len(slots))).long()
+    search = _by_groups if len(queries) >= _WORTH_ROUNDING and multiplies_bfloat16(queries.device) else _by_blocks
+    for start in range(0, len(queries), _QUERIES):
+        some = slice(start, start + _QUERIES)
+        found = []
+        for at in range(0, len(slots), _SPAN):
+            part = search(queries[some], vectors, slots[at : at + _SPAN], k)
+            found.append(Nearest(part.scores, part.rows + at))
+        if found:
+            best = best_of(joined(found), k)
+            scores[some], places[some] = best.scores, best.rows
+    return padded(Nearest(scores, rows[places]), k)
+
+
+def _by_blocks(queries: Queries, vectors: Float[Tensor, "slot embed"], slots: Slots, k: int) -> Nearest:
+    """By place in `slots`."""
+    found = []
     for start in range(0, len(slots), _BLOCK):
-        block = slots[start : start + _BLOCK]
-        together = block[-1] - block[0] + 1 == len(block)
-        found = vectors[block[0] : block[-1] + 1] if together else vectors[block]
-        scores = queries @ found.float().T
-        best = best_of(best, Nearest(scores, torch.from_numpy(rows[start : start + _BLOCK]).expand_as(scores)), k)
-    return padded(best, k)
+        best = (queries @ _at(vectors, slots[start : start + _BLOCK]).float().T).topk(
+            min(k, len(slots) - start, _BLOCK)
+        )
+        found.append(Nearest(best.values, best.indices + start))
+    return best_of(joined(found), k)
 
 
-def best_of(one: Nearest, other: Nearest, k: int) -> Nearest:
-    scores = torch.cat([one.scores, other.scores], 1)
-    top = scores.topk(min(k, scores.shape[1]))
-    return Nearest(top.values, torch.cat([one.rows, other.rows], 1).gather(1, top.indices))
+def _by_groups(queries: Queries, vectors: Float[Tensor, "slot embed"], slots: Slots, k: int) -> Nearest:
+    """Rounded to bfloat16 every group of rows is scored; the groups that may hold one of the best, again in float32.
+
+    With b(x) for x rounded, |b(q).b(v) - q.v| <= |b(q) - q| |b(v)| + |q| |b(v) - v|; rounding moves a vector by at most
+    u = 2^-8 of its length, and the product by u of itself, so that no score near the k-th is off by more than `margin`.
+    The k-th best maximum of a group is reached by k rows, up to the margin: groups two margins below it hold none.
+    """
+    rounded, num_groups = queries.bfloat16(), -(-len(slots) // _GROUP)
+    tops = torch.empty(len(queries), num_groups, dtype=torch.bfloat16)
+    for start in range(0, len(slots), _BLOCK):
+        scores = rounded @ _at(vectors, slots[start : start + _BLOCK]).bfloat16().T
+        scores = F.pad(scores, (0, -scores.shape[1] % _GROUP), value=-torch.inf).unflatten(1, (-1, _GROUP))
+        tops[:, start // _GROUP : start // _GROUP + scores.shape[1]] = scores.amax(2)
+    kth = tops.topk(min(k, num_groups)).values[:, -1:].float()
+    length, moved = (each.norm(dim=1, keepdim=True) for each in (queries, rounded.float() - queries))
+    margin = moved + 2**-8 * (1.1 * length + kth.abs())
+    query, group = (tops.float() >= kth - 2 * margin).nonzero().unbind(1)
+    if num_groups < k or len(query) > _MOST_GROUPS * len(queries):
+        return _by_blocks(queries, vectors, slots, k)  # where many are alike, rounding tells nothing apart
+    places = group[:, None] * _GROUP + torch.arange(_GROUP)
+    scores = torch.cat(
+        [
+            (vectors[slots[some]].float() @ queries[of, :, None]).squeeze(2)
+            for some, of in zip(places.clamp(max=len(slots) - 1).split(_AT_ONCE), query.split(_AT_ONCE))
+        ]
+    ).masked_fill_(places >= len(slots), -torch.inf)
+    counts = query.bincount(minlength=len(queries))
+    column = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+    shape = len(queries), int(counts.max()), _GROUP
+    all_scores, all_places = torch.full(shape, -torch.inf), torch.zeros(shape, dtype=torch.int64)
+    all_scores[query, column], all_places[query, column] = scores, places
+    return best_of(Nearest(all_scores.flatten(1), all_places.flatten(1)), k)
+
+
+def _at(vectors: Float[Tensor, "slot embed"], slots: Slots) -> Float[Tensor, "... embed"]:
+    together = slots.ndim == 1 and slots[-1] - slots[0] + 1 == len(slots)
+    return vectors[slots[0] : slots[-1] + 1] if together else vectors[slots]
+
+
+def after(slots: Slots) -> int:
+    """How many rows a file has that ends with the last of these."""
+    return int(slots[-1]) + 1 if len(slots) else 0
+
+
+def joined(found: Sequence[Nearest]) -> Nearest:
+    return Nearest(torch.cat([each.scores for each in found], 1), torch.cat([each.rows for each in found], 1))
+
+
+def best_of(found: Nearest, k: int) -> Nearest:
+    top = found.scores.topk(min(k, found.scores.shape[1]))
+    return Nearest(top.values, found.rows.gather(1, top.indices))
 
 
 def padded(found: Nearest, k: int) -> Nearest:
     missing = len(found.scores), k - found.scores.shape[1]
     scores = torch.cat([found.scores, torch.full(missing, -torch.inf)], 1)
     return Nearest(scores, torch.cat([found.rows, torch.full(missing, -1)], 1))
-
-
-def _blocks(slots: Slots) -> Iterator[Slots]:
-    return (slots[start : start + _BLOCK] for start in range(0, len(slots), _BLOCK))
