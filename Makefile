@@ -11,7 +11,7 @@ PEERS := .venv-peers/bin/python
 setup = @scripts/setup.sh $(1) $(2)
 endif
 
-.PHONY: demo test parity learn bench house gallery speedrun format published gpu
+.PHONY: demo test parity learn browser slow bench house gallery speedrun format published gpu
 
 demo:  ## train a small CLIP on generated scenes and write report.html (SMOKE=1: under a minute)
 	$(call setup,.venv,fast)
@@ -28,6 +28,14 @@ parity:  ## the same numbers as clip-anytorch, open_clip and transformers on the
 learn:  ## trains small models that show the papers' points
 	$(call setup,.venv,test)
 	$(PY) -m pytest tests/learn -m learn
+
+browser:  ## the page in a real Chromium
+	$(call setup,.venv,test)
+	$(PY) -m pytest tests/unit/serve -m browser
+
+slow:  ## tests of more than two minutes
+	$(call setup,.venv,test)
+	$(PY) -m pytest -m slow
 
 bench:  ## side by side with peers, into benchmarks/results
 	$(call setup,.venv-peers,peers)

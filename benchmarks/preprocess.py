@@ -57,8 +57,8 @@ def ours(contents: list[bytes]) -> torch.Tensor:
 
 
 def ours_threads(contents: list[bytes]) -> None:
-    batches = pixel_batches(contents, lambda content: preprocess_bytes(content, CONFIG), BATCH, CORES)
-    for batch in batches:
+    batches = (contents[start : start + BATCH] for start in range(0, len(contents), BATCH))
+    for batch in pixel_batches(batches, lambda content: preprocess_bytes(content, CONFIG), CORES):
         normalize(batch.pixels, CONFIG)
 
 

@@ -22,6 +22,16 @@ Model = Annotated[str | None, typer.Option("--model", help="demo, a folder or fi
 Data = Annotated[str, typer.Option("--data", help="A folder, table, tar shards, or scenes.")]
 Labels = Annotated[str, typer.Option("--labels", help="Names separated by commas, a file of them, a head of adapt.")]
 Templates = Annotated[str, typer.Option("--templates", help="A named set, one with {}, or a file of them.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures at a time.")]
+Shard = Annotated[str, typer.Option("--shard", help="i/n: this process's share, i from 0.")]
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """`i/n` as two numbers."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise typer.BadParameter(f"{text!r}: expected i/n, for example 0/4", param_hint="--shard")
+    return int(index), int(count)
 
 
 def chosen_model(given: str | None) -> str:

@@ -7,13 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from openvocab.cli.app import (
+    BatchSize,
     Json,
     Labels,
     Model,
+    Shard,
     Templates,
     app,
     chosen_model,
     read_names,
+    read_shard,
     show,
     show_boxes,
     table,
@@ -31,38 +34,57 @@ def classify(
     calibration: Annotated[
         Path | None, typer.Option(help="A calibration.json that `eval --task calibration --out` wrote.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Writes .csv, .jsonl or .parquet of a whole collection.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Of a collection: answers.csv, .jsonl, .parquet; answers.csv/ is a folder.")
+    ] = None,
+    batch_size: BatchSize = 32,
+    shard: Shard = "0/1",
     as_json: Json = False,
 ) -> None:
     """Names pictures with your own words."""
+    share = read_shard(shard)
+    if out is None and share != (0, 1):
+        raise typer.BadParameter("needs --out, a folder of parts", param_hint="--shard")
+    if out is None and any(Path(name).is_dir() or name.endswith(".tar") for name in pictures):
+        raise typer.BadParameter(
+            f"{pictures[0]} is a collection: name its table, --out answers.csv", param_hint="--out"
+        )
     source = chosen_model(model)
     from openvocab import loading
     from openvocab.adapt import classifier
+    from openvocab.clip.answers import classify_files
     from openvocab.clip.senses import ambiguous_labels
     from openvocab.clip.trust import read_calibration
-    from openvocab.clip.zeroshot import classify_files
 
     fitted = read_calibration(calibration) if calibration else None
-    clip = loading.load(source)
+    encoder = loading.encoder(source)
     if (Path(labels) / classifier.RECORD).is_file():
         words = classifier.load(labels)
     else:
-        words = clip.vocabulary(read_names(labels), templates)
+        words = encoder.clip.vocabulary(labels if Path(labels).is_file() else labels.split(","), templates)
     if out is not None:
+        given = pictures[0] if len(pictures) == 1 else pictures
         written = classify_files(
-            clip, pictures[0] if len(pictures) == 1 else pictures, words, out, k=top, calibration=fitted
+            encoder, given, words, out, k=top, calibration=fitted, batch_size=batch_size, shard=share
         )
         done = {"table": str(written.path), "pictures": written.pictures, "failures": written.failures}
         show(done, as_json, table(done))
         return
-    answer = clip.classify(pictures, words, calibration=fitted, none_of_these=fitted is not None)
-    rows = [{"picture": name, "labels": best} for name, best in zip(pictures, answer.top(top))]
+    answer = encoder.clip.classify(pictures, words, calibration=fitted, none_of_these=fitted is not None)
+    rows: list[dict[str, Any]] = [{"picture": name, "labels": best} for name, best in zip(pictures, answer.top(top))]
+    for level in answer.parents:
+        for row, best in zip(rows, level.top(top)):
+            row.setdefault("parents", []).append(best)
     if answer.sets is not None and answer.none_of_these is not None:
         for row, kept, none in zip(rows, answer.sets.tolist(), answer.none_of_these.tolist()):
             row |= {"set": [name for name, keep in zip(answer.labels, kept) if keep], "none_of_these": none}
     result = {"pictures": rows, "kind": answer.kind, "unseen_words": answer.unseen_words, "model": answer.model}
     unseen = [f"never seen in training: {', '.join(w)} ({label})" for label, w in answer.unseen_words.items()]
-    lines = [f"{r['picture']}  " + "  ".join(f"{name} {share:.1%}" for name, share in r["labels"]) for r in rows]
+    lines = []
+    for row in rows:
+        levels = [row["labels"], *row.get("parents", ())]
+        shown = ["  ".join(f"{name} {share:.1%}" for name, share in best) for best in levels]
+        lines.append(f"{row['picture']}  " + "  <  ".join(shown))
     if fitted:
         promise = f"{fitted.coverage:.0%} of such sets hold the right label"
         sets = ["none of these" if r["none_of_these"] else " or ".join(r["set"]) or "no label" for r in rows]

@@ -5,32 +5,33 @@ from typing import Annotated
 
 import typer
 
-from openvocab.cli.app import Data, Json, Model, app, chosen_model, show, table
+from openvocab.cli.app import BatchSize, Data, Json, Model, Shard, app, chosen_model, read_shard, show, table
 
 
 @app.command()
 def embed(
-    source: Annotated[str, typer.Argument(help="A folder, tar files or a picture.")],
+    source: Annotated[str, typer.Argument(help="A folder, tar files, a table, a list of paths or a picture.")],
     out: Annotated[Path, typer.Option(help="The folder for vectors and keys; an unfinished one goes on.")],
     model: Model = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 32,
+    batch_size: BatchSize = 32,
     precision: Annotated[str, typer.Option(help="fast, float32 or bfloat16.")] = "fast",
-    shard: Annotated[str, typer.Option(help="i/n: this process's part, i from 0.")] = "0/1",
+    metadata: Annotated[str, typer.Option(help="Keys as jsonl, or as parquet for clip-retrieval.")] = "jsonl",
+    shard: Shard = "0/1",
     as_json: Json = False,
 ) -> None:
     """Embeds a collection of pictures; broken files are listed and skipped."""
     if precision not in ("fast", "float32", "bfloat16"):
         raise typer.BadParameter(f"{precision!r}: expected fast, float32 or bfloat16", param_hint="--precision")
-    part, slash, parts = shard.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit()):
-        raise typer.BadParameter(f"{shard!r}: expected i/n, for example 0/4", param_hint="--shard")
-    chosen = chosen_model(model)
+    if metadata not in ("jsonl", "parquet"):
+        raise typer.BadParameter(f"{metadata!r}: expected jsonl or parquet", param_hint="--metadata")
+    share, chosen = read_shard(shard), chosen_model(model)
     from openvocab import loading
     from openvocab.clip.collection import embed_files
 
     encoder = loading.encoder(chosen, precision=precision)
-    embedded = embed_files(encoder, source, out=out, batch_size=batch_size, shard=(int(part), int(parts)))
-    done = {"folder": str(out), "pictures": len(embedded.keys), "failures": embedded.failures}
+    embedded = embed_files(encoder, source, out=out, batch_size=batch_size, shard=share, metadata=metadata)
+    pictures = sum(len(part.vectors) for part in embedded.parts)
+    done = {"folder": str(out), "pictures": pictures, "failures": embedded.failures}
     show({**done, "fingerprint": embedded.fingerprint, "numerics": encoder.numerics}, as_json, table(done))
 
 

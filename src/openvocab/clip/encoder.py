@@ -76,7 +76,7 @@ def encoder(clip: CLIP, engine: str = "torch", precision: str = "fast") -> Encod
         raise ValueError(f"precision {precision!r}: {engine} computes in {', '.join(PRECISIONS)}")
     own = str(clip.dtype).removeprefix("torch.")
     if precision == "fast":
-        native = own == "float32" and _multiplies_bfloat16(clip.logit_scale.device)
+        native = own == "float32" and multiplies_bfloat16(clip.logit_scale.device)
         precision = "bfloat16" if native else own
     if own not in ("float32", precision):
         raise ValueError(f"precision {precision}: the model is {own}; load it with dtype=torch.float32")
@@ -104,7 +104,7 @@ def cast(tower: nn.Module, dtype: torch.dtype) -> nn.Module:
     return tower
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware has bfloat16 products; elsewhere they are emulated and slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -7,11 +7,11 @@ import contextlib
 import itertools
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from openvocab.shapes import Embeds, TextEmbeds, Tokens
 Picture = str | os.PathLike[str] | Image.Image
 T = TypeVar("T")
 
-_BATCHES_AHEAD = 2
+_BATCHES_AHEAD, _CHUNKS_PER_THREAD = 2, 4
 
 
 def embed_images(
@@ -66,8 +66,9 @@ def read_pixels(
         return to_pixels(picture, config) if isinstance(picture, Image.Image) else preprocess_bytes(picture, config)
 
     failures: list[str] = []
-    for batch in pixel_batches(pictures, load, batch_size, threads):
-        failures += batch.failures.values()
+    batches = (pictures[start : start + batch_size] for start in range(0, len(pictures), batch_size))
+    for batch in pixel_batches(batches, load, threads):
+        failures += [reason for _, reason in batch.failures]
         if batch.pixels is not None and not failures:
             yield batch.pixels
     if failures:
@@ -161,32 +162,48 @@ def _needed_tokens(clip: CLIP, tokens: Tokens) -> Int[Tensor, " text"]:
 
 
 @dataclass(frozen=True)
-class PixelBatch:
-    """Pictures that could be read: their numbers and pixels; and the reasons of the others, by number."""
+class PixelBatch(Generic[T]):
+    """Items of a batch that could be read, with their pixels; and the others, with the reasons."""
 
-    rows: list[int]
+    read: list[T]
     pixels: UInt8[Tensor, "image 3 image_size image_size"] | None
-    failures: dict[int, str]
+    failures: list[tuple[T, str]]
 
 
 def pixel_batches(
-    items: Sequence[T], load: Callable[[T], Pixels], batch_size: int, threads: int | None
-) -> Generator[PixelBatch, None, None]:
-    """Batches of `batch_size` items in order, loaded by threads that stay a few batches ahead of the caller."""
-    waiting: deque[Future[Pixels]] = deque()
-    with ThreadPoolExecutor(threads or torch.get_num_threads(), "decode") as pool:
+    batches: Iterable[Sequence[T]], load: Callable[[T], Pixels], threads: int | None
+) -> Generator[PixelBatch[T], None, None]:
+    """The batches in order, loaded by threads that stay a few batches ahead of the caller."""
+    count = threads or torch.get_num_threads()
+
+    def attempt(items: Sequence[T]) -> list[Pixels | str]:
+        found: list[Pixels | str] = []
+        for item in items:
+            try:
+                found.append(load(item))
+            except (ValueError, OSError) as error:
+                found.append(str(error))
+        return found
+
+    with ThreadPoolExecutor(count, "decode") as pool:
+
+        def submit(batch: Sequence[T]) -> tuple[Sequence[T], list[Future[list[Pixels | str]]]]:
+            # Several at a time: handing one small picture to a thread costs as much as decoding it.
+            size = max(1, len(batch) // (_CHUNKS_PER_THREAD * count))
+            return batch, [pool.submit(attempt, batch[start : start + size]) for start in range(0, len(batch), size)]
+
         try:
-            coming = iter(items)
-            for start in range(0, len(items), batch_size):
-                ahead = itertools.islice(coming, batch_size * (1 + _BATCHES_AHEAD) - len(waiting))
-                waiting.extend(pool.submit(load, item) for item in ahead)
-                rows, pixels, failures = [], [], {}
-                for row in range(start, min(start + batch_size, len(items))):
-                    try:
-                        pixels.append(waiting.popleft().result())
-                        rows.append(row)
-                    except (ValueError, OSError) as error:
-                        failures[row] = str(error)
-                yield PixelBatch(rows, torch.stack(pixels) if pixels else None, failures)
+            coming = map(submit, batches)
+            waiting = deque(itertools.islice(coming, 1 + _BATCHES_AHEAD))
+            while waiting:
+                batch, chunks = waiting.popleft()
+                found = list(zip(batch, itertools.chain.from_iterable(chunk.result() for chunk in chunks)))
+                pixels = [loaded for _, loaded in found if not isinstance(loaded, str)]
+                yield PixelBatch(
+                    [item for item, loaded in found if not isinstance(loaded, str)],
+                    torch.stack(pixels) if pixels else None,
+                    [(item, loaded) for item, loaded in found if isinstance(loaded, str)],
+                )
+                waiting.extend(itertools.islice(coming, 1))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -14,7 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from openvocab import storage
-from openvocab.clip.embedded import Embedded, EmbeddedFolder, join, load_embedded
+from openvocab.clip.embedded import Embedded, EmbeddedFolder, Part
 from openvocab.clip.preprocess import PreprocessConfig, normalize, to_pixels
 from openvocab.config import to_dict
 from openvocab.data.batches import Batches, Fetched, readable
@@ -61,21 +61,19 @@ def frame_features(
     Raises:
         ValueError: no clip can be read.
     """
-    numbers = range(0, len(clips), _PART)
-    folder = None
+    starts = range(0, len(clips), _PART)
+    folder, todo = None, range(len(starts))
     if kept_as:
         plan = {"fingerprint": kept_as, "collection": clips.fingerprint, "clips": len(clips)}
         plan |= {"sampling": storage.fingerprint(to_dict(sampling)), "pixels": storage.fingerprint(to_dict(pixels))}
-        folder = EmbeddedFolder(storage.cache_folder("frames", storage.fingerprint(plan)), plan)
-        if folder.finished:
-            return _by_clip(load_embedded(folder.folder), sampling)
+        folder = EmbeddedFolder(storage.cache_folder("frames", storage.fingerprint(plan)), plan, todo)
+        todo = folder.begin()
     made = []
-    for part, start in enumerate(track(numbers, f"frames of {clips.source}", len(numbers), "part")):
-        if folder is None or not folder.holds(part):
-            rows = range(start, min(start + _PART, len(clips)))
-            embedded = _encoded(encode, clips, rows, partial(read_frames, clips, sampling, pixels), kept_as or "")
-            made.append(embedded) if folder is None else folder.write(part, embedded)
-    return _by_clip(join(made, {}) if folder is None else folder.finish(len(numbers), {}), sampling)
+    for number in track(todo, f"frames of {clips.source}", len(todo), "part"):
+        rows = range(starts[number], min(starts[number] + _PART, len(clips)))
+        part = _encoded(encode, clips, rows, partial(read_frames, clips, sampling, pixels))
+        made.append(part) if folder is None else folder.write(number, part)
+    return _by_clip(Embedded(made, "").checked() if folder is None else folder.read(), sampling)
 
 
 def read_frames(
@@ -92,22 +90,18 @@ def filled(frames: Float[Tensor, "frame ..."], most: int) -> tuple[Float[Tensor,
     return torch.cat([frames, behind]), torch.arange(most) < len(frames)
 
 
-def _encoded(
-    encode: Encode, clips: ClipSource, rows: range, read: Callable[[int], Tensor], fingerprint: str
-) -> Embedded:
+def _encoded(encode: Encode, clips: ClipSource, rows: range, read: Callable[[int], Tensor]) -> Part:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         found = list(pool.map(partial(_attempt, read), rows))
     whole = [(index, frames) for index, frames in zip(rows, found) if isinstance(frames, Tensor)]
     failures = {clips.key(index): reason for index, reason in zip(rows, found) if isinstance(reason, str)}
     if not whole:
-        return Embedded((), torch.empty(0, 0), failures, fingerprint)
+        return Part((), torch.empty(0, 0), failures)
     most = max(len(frames) for _, frames in whole)
     padded, shown = zip(*(filled(frames, most) for _, frames in whole))
     there = torch.stack(shown)
     vectors = encode(torch.stack(padded), there).float().cpu()[there]
-    return Embedded(
-        tuple(f"{i}#{n}" for i, frames in whole for n in range(len(frames))), vectors, failures, fingerprint
-    )
+    return Part(tuple(f"{i}#{n}" for i, frames in whole for n in range(len(frames))), vectors, failures)
 
 
 def _attempt(read: Callable[[int], Tensor], index: int) -> Tensor | str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from openvocab.data.source import (
@@ -33,7 +33,7 @@ def open_folder(folder: Path, config: PairsConfig) -> Listed:
     config = with_class_files(config, folder)
     paths = list_pictures(folder)
     if not paths:
-        raise ValueError(f"{folder}: holds no pictures{_others(folder)}")
+        raise ValueError(f"{folder}: holds no pictures{tables_in(folder)}")
     keys = [path.relative_to(folder).as_posix() for path in paths]
     if not config.captioned:
         return _listed(config, folder, keys, [()] * len(keys), [None] * len(keys), (), {})
@@ -47,11 +47,38 @@ def open_folder(folder: Path, config: PairsConfig) -> Listed:
 
 def list_pictures(folder: Path) -> list[Path]:
     """Every picture file below `folder`, sorted by path; hidden files and folders are left out."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, n) for n in names if n.lower().endswith(IMAGE_SUFFIXES) and not n.startswith(".")]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    return [folder / key for key in walk_pictures(folder)]
+
+
+def walk_pictures(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """The paths of `list_pictures` inside the folder, holding one subfolder's names at a time.
+
+    Args:
+        unreadable: told of subfolders that cannot be listed; without it they are passed over.
+    """
+
+    def walk(place: str, prefix: str) -> Iterator[str]:
+        try:
+            with os.scandir(place) as entries:
+                # With its slash a folder's name sorts as the paths of what is in it.
+                names = sorted(e.name + "/" * e.is_dir() for e in entries if _is_shown(e))
+        except OSError as error:
+            if unreadable is not None:
+                unreadable(error)
+            return
+        for name in names:
+            if name.endswith("/"):
+                yield from walk(f"{place}/{name[:-1]}", prefix + name)
+            else:
+                yield prefix + name
+
+    return walk(str(folder), "")
+
+
+def _is_shown(entry: os.DirEntry[str]) -> bool:
+    if entry.name.startswith("."):
+        return False
+    return not entry.is_symlink() if entry.is_dir() else entry.name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_sidecar(content: bytes, suffix: str, caption_key: str | None, where: str) -> tuple[str, ...]:
@@ -124,6 +151,7 @@ def _listed(
     return Listed(config, keys, pictures, captions, labels, classnames=classnames, excluded=excluded, fingerprint=mark)
 
 
-def _others(folder: Path) -> str:
+def tables_in(folder: Path) -> str:
+    """The end of an error: files in a folder that might have been meant."""
     tables = sorted(p.name for p in folder.iterdir() if p.suffix in (".tar", ".parquet", ".csv", ".tsv", ".jsonl"))
     return f"; name one of its files instead: {', '.join(tables[:5])}" if tables else ""

@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -63,11 +63,25 @@ def read_rows(path: Path, config: PairsConfig) -> tuple[list[Row], PairsConfig]:
     image, caption, label = _choose_columns(path, columns, config)
     rows = []
     for line, record in records:
-        picture = record.get(image)
-        picture = picture.get("path") if isinstance(picture, dict) else picture
+        picture = _path(record.get(image))
         texts = caption_texts(record.get(caption)) if caption else ()
         rows.append(Row(f"{path.name}:{line}", picture, texts, record.get(label) if label else None))
     return rows, config
+
+
+def stream_pictures(path: Path, config: PairsConfig) -> Iterator[tuple[str, FileRange | str | None]]:
+    """The names of a table's rows and their pictures, without holding them."""
+    if path.suffix == ".parquet":
+        _, file = _open_parquet(path)
+        image, _, _ = _choose_columns(path, file.schema_arrow.names, config)
+        if _is_inside(path, file, image):
+            pictures = iter(_spool_column(path, file, image))
+        else:
+            pictures = (cell for batch in file.iter_batches(columns=[image]) for cell in batch.column(0).to_pylist())
+        return ((f"{path.stem}-{row}", picture) for row, picture in enumerate(pictures))
+    columns, records = stream_rows(path, config.separator)
+    image, _, _ = _choose_columns(path, columns, config)
+    return ((f"{path.name}:{line}", _path(record.get(image))) for line, record in records)
 
 
 def column(source: str | Path, name: str) -> dict[str, Any]:
@@ -193,16 +207,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_parquet(path: Path, config: PairsConfig) -> tuple[list[Row], PairsConfig]:
-    arrow, file = _open_parquet(path)
+    _, file = _open_parquet(path)
     schema = file.schema_arrow
     image, caption, label = _choose_columns(path, schema.names, config)
 
     def column(name: str | None) -> list[Any]:
         return file.read([name]).column(0).to_pylist() if name else [None] * file.metadata.num_rows
 
-    kind = schema.field(image).type
-    inside = not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind))
-    pictures = _spool_column(path, file, image) if inside else column(image)
+    pictures = _spool_column(path, file, image) if _is_inside(path, file, image) else column(image)
     config = replace(config, classnames=config.classnames or _feature_names(schema.metadata, label))
     columns = zip(pictures, column(caption), column(label))
     rows = [Row(f"{path.stem}-{i}", p, caption_texts(c), value) for i, (p, c, value) in enumerate(columns)]
@@ -219,7 +231,18 @@ def _open_parquet(path: Path) -> tuple[Any, Any]:
         raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _spool_column(path: Path, file: Any, image: str) -> list[FileRange | str | None]:
+def _is_inside(path: Path, file: Any, image: str) -> bool:
+    """Whether the column holds pictures; else it holds their paths."""
+    types = require("pyarrow", "data", f"{path}: reading parquet").types
+    kind = file.schema_arrow.field(image).type
+    return not (types.is_string(kind) or types.is_large_string(kind))
+
+
+def _path(cell: Any) -> str | None:
+    return cell.get("path") if isinstance(cell, dict) else cell
+
+
+def _spool_column(path: Path, file: Any, image: str) -> Sequence[FileRange | str | None]:
     """Pictures of a datasets-style column: structs of bytes and path, or plain bytes."""
 
     def cells() -> Iterator[Any]:
@@ -232,7 +255,7 @@ def _spool_column(path: Path, file: Any, image: str) -> list[FileRange | str | N
 
     ranges = spool(path, image, content())
     if all(found.size for found in ranges):
-        return list(ranges)
+        return ranges
     paths = [cell.get("path") if isinstance(cell, dict) else None for cell in cells()]
     return [found if found.size else path for found, path in zip(ranges, paths)]
 

@@ -5,7 +5,6 @@ import base64
 import contextlib
 import io
 from collections.abc import AsyncIterator, Callable, Sequence
-from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,7 +18,7 @@ from openvocab.clip.encoder import Encoder
 from openvocab.clip.model import CLIP
 from openvocab.loading import WITHOUT_TRAINING, with_verb
 from openvocab.search.index import Index
-from openvocab.serve import collection, compatible, questions
+from openvocab.serve import collection, compatible, page, questions
 from openvocab.serve import messages as said
 from openvocab.serve.batching import Busy
 from openvocab.serve.guard import Guard, Refused, failure
@@ -27,7 +26,6 @@ from openvocab.serve.options import Options
 from openvocab.serve.server import Server, serving
 
 VERBS = ("segment", "detect", "ground", "depth", "caption", "draw")
-_PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
 
 
 def create(
@@ -106,16 +104,7 @@ def create(
             limits=limits,
         )
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return Response(_page("index.html"), media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
-
-    @app.get("/{name}", include_in_schema=False)
-    async def part(name: str) -> Response:
-        if name not in _PAGE:
-            raise Refused(404, f"no route /{name}")
-        return Response(_page(name), media_type=_PAGE[name], headers=_PAGE_HEADERS)
-
+    app.router.routes.extend(page.routes())
     return app
 
 
@@ -143,17 +132,6 @@ async def _warm(server: Server, ready: asyncio.Event) -> None:
     await server.embedder.texts(["a picture"])
     await server.embedder.images([base64.b64encode(file.getvalue()).decode()])
     ready.set()
-
-
-def _page(name: str) -> bytes:
-    return (resources.files("openvocab.serve") / "page" / name).read_bytes()
-
-
-_PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-cache",
-}
 
 
 def _answer_errors(app: FastAPI) -> None:

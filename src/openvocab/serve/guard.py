@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from openvocab.serve import page
 from openvocab.serve.metrics import Metrics
 from openvocab.serve.options import Options
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/health"})
+OPEN_PATHS = page.PATHS | {"/health"}
 """Answered without a key: they hold nothing of the index, and the page asks for the key."""
 COOKIE = "openvocab_key"
 """Where the page keeps the key, because pictures and videos of a page send no headers."""

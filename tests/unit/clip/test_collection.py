@@ -5,7 +5,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+import faiss
 import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet
 import pytest
 import tiny
 import torch
@@ -13,8 +16,9 @@ from PIL import Image
 from tiny import tiny_clip, write_picture
 
 from openvocab.clip import collection
-from openvocab.clip.collection import collect, embed_files
+from openvocab.clip.collection import embed_files
 from openvocab.clip.embedded import load_embedded
+from openvocab.clip.encoder import Encoder
 from openvocab.clip.engine import embed_images
 
 
@@ -72,42 +76,96 @@ def test_exif_orientation_is_applied_to_files_and_not_to_pil_images(clip, tmp_pa
     assert not torch.allclose(upright, embed_images(clip, picture), **near)
 
 
-def test_shards_in_order_are_the_whole(clip, folder):
-    whole = embed_files(clip, folder)
-    parts = [embed_files(clip, folder, shard=(index, 3)) for index in range(3)]
-    assert sum((part.keys for part in parts), ()) == whole.keys
-    torch.testing.assert_close(torch.cat([part.vectors for part in parts]), whole.vectors)
+def test_shards_in_order_are_the_whole(clip, folder, tmp_path):
+    whole = embed_files(clip, folder, part_size=2)
+    shards = [embed_files(clip, folder, shard=(index, 3), part_size=2, out=tmp_path / "out") for index in range(3)]
+    assert [len(shard.parts) for shard in shards] == [1, 1, 2]
+    assert sum((shard.keys for shard in shards), ()) == whole.keys
+    assert torch.equal(torch.cat([shard.vectors for shard in shards]), whole.vectors)
+    assert torch.equal(load_embedded(tmp_path / "out").vectors, whole.vectors)
+
+
+def test_a_folder_that_lacks_a_shard_is_not_read_as_the_whole(clip, folder, tmp_path):
+    embed_files(clip, folder, shard=(1, 2), part_size=2, out=tmp_path / "out")
+    with pytest.raises(ValueError, match="2 of 4 parts are missing, the first is 0"):
+        load_embedded(tmp_path / "out")
 
 
 @pytest.mark.parametrize("shard", [(3, 3), (-1, 2), (0, 0)])
-def test_impossible_shards_are_refused(folder, shard):
+def test_impossible_shards_are_refused(clip, folder, shard):
     with pytest.raises(ValueError, match="expected i/n"):
-        collect(folder, shard)
+        embed_files(clip, folder, shard=shard)
+
+
+def test_more_shards_than_parts_are_refused(clip, folder):
+    with pytest.raises(ValueError, match="shard 0/5: 7 pictures are 4 parts"):
+        embed_files(clip, folder, shard=(0, 5), part_size=2)
 
 
 def test_sources_without_pictures_are_refused(clip, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         embed_files(clip, tmp_path / "gone")
     with pytest.raises(ValueError, match="holds no pictures"):
         embed_files(clip, tmp_path)
     (tmp_path / "a.jpg").touch()
-    with pytest.raises(ValueError, match=r"none of 1 pictures can be read; the first: a\.jpg"):
-        embed_files(clip, tmp_path)
+    for out in (None, tmp_path.parent / "out"):
+        with pytest.raises(ValueError, match=r"none of 1 pictures can be read; the first: a\.jpg"):
+            embed_files(clip, tmp_path, out=out)
 
 
-def test_result_on_disk_equals_the_one_in_memory(clip, folder, tmp_path):
+def test_batches_never_lie_across_parts(clip, folder):
+    shapes = []
+    images = Encoder.images
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "images", lambda self, pixels: shapes.append(len(pixels)) or images(self, pixels))
+        embed_files(clip, folder, batch_size=3, part_size=5)
+    assert shapes == [3, 2, 2]
+
+
+@pytest.mark.parametrize("metadata", ["jsonl", "parquet"])
+def test_result_on_disk_equals_the_one_in_memory(clip, folder, tmp_path, metadata):
     (folder / "broken.png").touch()
-    in_memory = embed_files(clip, folder, batch_size=2)
-    on_disk = embed_files(clip, folder, batch_size=2, out=tmp_path / "out")
-    assert (on_disk.keys, on_disk.failures) == (in_memory.keys, in_memory.failures)
-    assert torch.equal(on_disk.vectors, in_memory.vectors)
-    assert torch.equal(load_embedded(tmp_path / "out").vectors, in_memory.vectors)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "embedded.json",
-        "keys.json",
-        "plan.json",
-        "vectors.npy",
+    in_memory = embed_files(clip, folder, part_size=3)
+    out = tmp_path / "out"
+    on_disk = embed_files(clip, folder, part_size=3, out=out, metadata=metadata)
+    for found in (on_disk, load_embedded(out)):
+        assert (found.keys, found.failures) == (in_memory.keys, in_memory.failures)
+        assert torch.equal(found.vectors, in_memory.vectors)
+        assert [part.keys for part in found.parts] == [part.keys for part in in_memory.parts]
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert files == [
+        "_failures/failures_000002.jsonl",
+        "_manifest.json",
+        *(f"img_emb/img_emb_{number:06d}.npy" for number in range(3)),
+        *(f"metadata/metadata_{number:06d}.{metadata}" for number in range(3)),
     ]
+
+
+def test_others_read_the_parts_without_us(clip, folder, tmp_path):
+    embedded = embed_files(clip, folder, part_size=3, out=tmp_path, metadata="parquet")
+    arrays = [np.load(path) for path in sorted((tmp_path / "img_emb").glob("*.npy"))]
+    table = pyarrow.dataset.dataset(tmp_path / "metadata").to_table()
+    assert table["image_path"].to_pylist() == list(embedded.keys)
+    index = faiss.IndexFlatIP(8)
+    for array in arrays:
+        index.add(array)
+    assert index.search(embedded.vectors.numpy(), 1)[1].ravel().tolist() == list(range(7))
+
+
+def test_tables_and_lists_name_pictures(clip, folder, tmp_path):
+    keys = embed_files(clip, folder).keys
+    (folder / "list.txt").write_text("\n".join([*keys, "gone.png"]) + "\n")
+    (folder / "pairs.csv").write_text("filepath,caption\n" + "".join(f"{key},one\n{key},two\n" for key in keys))
+    rows = [{"image": {"bytes": (folder / key).read_bytes(), "path": None}, "caption": "x"} for key in keys]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "inside.parquet")
+    vectors = embed_files(clip, folder).vectors
+    listed = embed_files(clip, folder / "list.txt")
+    assert (listed.keys, list(listed.failures)) == (keys, ["gone.png"])
+    assert embed_files(clip, folder / "pairs.csv").keys == keys
+    inside = embed_files(clip, folder / "inside.parquet", out=tmp_path / "out")
+    assert inside.keys == tuple(f"inside-{row}" for row in range(7))
+    for found in (listed, inside):
+        assert torch.equal(found.vectors, vectors)
 
 
 KILLED = """
@@ -116,32 +174,39 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from tiny import tiny_clip
-from openvocab.clip import collection, collection
-collection._BATCHES_PER_PART = 1
-write = collection.EmbeddedFolder.write
-def write_and_die(self, part, embedded):
-    write(self, part, embedded)
-    if part == 1:
+from openvocab.clip import collection, embedded
+write = embedded.write_columns
+def die_before_writing(path, columns):
+    if path.name == sys.argv[4]:
+        open(path.parent / f".{path.name}.half.part", "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
-collection.EmbeddedFolder.write = write_and_die
-collection.embed_files(tiny_clip(), sys.argv[2], batch_size=2, out=sys.argv[3])
+    write(path, columns)
+embedded.write_columns = die_before_writing
+collection.embed_files(tiny_clip(), sys.argv[2], part_size=2, out=sys.argv[3])
 """
 
 
 def test_run_that_was_killed_goes_on_behind_its_last_part(clip, folder, tmp_path, monkeypatch):
+    (folder / "0" / "0.png").write_bytes(b"broken")
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, Path(tiny.__file__).parent, folder, out]
+    command = [sys.executable, "-c", KILLED, Path(tiny.__file__).parent, folder, out, "metadata_000002.jsonl"]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
-    assert sorted(path.name for path in out.iterdir()) == ["part-000000.npz", "part-000001.npz", "plan.json"]
-    monkeypatch.setattr(collection, "_BATCHES_PER_PART", 1)
+    assert sorted(path.name for path in (out / "metadata").glob("*.jsonl")) == [
+        "metadata_000000.jsonl",
+        "metadata_000001.jsonl",
+    ]
+    assert (out / "img_emb" / "img_emb_000002.npy").is_file()
     opened = []
     read = collection.preprocess_bytes
     monkeypatch.setattr(
         collection, "preprocess_bytes", lambda *a, name, **k: opened.append(name) or read(*a, name=name, **k)
     )
-    resumed = embed_files(clip, folder, batch_size=2, out=out)
+    resumed = embed_files(clip, folder, part_size=2, out=out)
     assert len(opened) == 3
-    assert torch.equal(resumed.vectors, embed_files(clip, folder, batch_size=2).vectors)
+    whole = embed_files(clip, folder, part_size=2)
+    assert (resumed.keys, resumed.failures) == (whole.keys, whole.failures)
+    assert torch.equal(resumed.vectors, whole.vectors)
+    assert not list(out.rglob(".*"))
 
 
 def test_finished_folder_is_not_embedded_again(clip, folder, tmp_path, monkeypatch):
@@ -152,12 +217,12 @@ def test_finished_folder_is_not_embedded_again(clip, folder, tmp_path, monkeypat
 
 def test_folder_of_another_run_is_refused(clip, folder, tmp_path):
     embed_files(clip, folder, out=tmp_path / "out")
-    with pytest.raises(ValueError, match="fingerprint tiny0, this run has tiny1"):
+    with pytest.raises(ValueError, match="fingerprint was tiny0, now tiny1"):
         embed_files(tiny_clip(1), folder, out=tmp_path / "out")
     write_picture(folder / "new.png", 99)
     with pytest.raises(ValueError, match="collection"):
         embed_files(clip, folder, out=tmp_path / "out")
-    with pytest.raises(ValueError, match=r"embedded\.json is missing"):
+    with pytest.raises(ValueError, match=r"_manifest\.json is missing"):
         load_embedded(folder)
 
 
@@ -171,7 +236,7 @@ def test_full_disk_leaves_no_half_part(clip, folder, tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np, "save", full)
     with pytest.raises(OSError, match="No space left"):
         embed_files(clip, folder, out=tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["plan.json"]
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["_manifest.json"]

@@ -115,6 +115,8 @@ def test_decoding_stays_a_bounded_number_of_pictures_ahead(clip, monkeypatch):
             assert made - taken <= 4 * (1 + engine._BATCHES_AHEAD)
         return torch.zeros(3, 16, 16, dtype=torch.uint8)
 
-    for batch in engine.pixel_batches(range(100), load, 4, 3):
-        taken += len(batch.rows)
+    batches = [range(start, start + 4) for start in range(0, 100, 4)]
+    for batch, wanted in zip(engine.pixel_batches(batches, load, 3), batches):
+        taken += len(batch.read)
+        assert batch.read == list(wanted)
     assert (made, taken) == (100, 100)

@@ -1,10 +1,14 @@
+import json
+
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_clip
 
 from openvocab.clip.encoder import Encoder, encoder
-from openvocab.clip.vocabulary import read_labels, vocabulary
+from openvocab.clip.vocabulary import read_hierarchy, read_labels, vocabulary
 from openvocab.storage import cache_folder
 
 
@@ -101,3 +105,58 @@ def test_words_that_training_never_had_are_listed(clip):
     assert made.unseen_words == {"Blue circle": ("blue", "azure", "disc")}
     clip.trained_on = {"words": []}  # too many to be listed
     assert vocabulary(clip, ["blue circle"]).unseen_words == {}
+
+
+ROWS = [
+    {"label": "animal", "names": None, "parent": None},
+    {"label": "husky", "names": ["sled  dog", "husky"], "parent": "dog"},
+    {"label": "dog", "names": ["hound"], "parent": "animal"},
+    {"label": "cat", "names": [], "parent": "animal"},
+]
+
+
+def write_table(path, rows):
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        between = "\t" if path.suffix == ".tsv" else ";"
+        lines = [[row["label"], ",".join(row["names"] or []), row["parent"] or ""] for row in rows]
+        path.write_text("\n".join(between.join(line) for line in [["label", "names", "parent"], *lines]))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_tables_of_labels_give_names_and_levels_of_parents(clip, tmp_path, suffix):
+    path = write_table(tmp_path / f"labels{suffix}", ROWS)
+    names, levels = read_hierarchy(path)
+    assert names == read_labels(path) == [["husky", "sled dog"], ["cat"]]
+    (dogs, in_dogs), (animals, in_animals) = levels
+    assert (dogs, animals) == ([["dog", "hound"]], [["animal"]])
+    assert in_dogs.tolist() == [[True], [False]]
+    assert in_animals.tolist() == [[True], [True], [True]]  # husky, cat, and dog below it
+    made = vocabulary(clip, path)
+    assert made.labels == ("husky", "cat")
+    assert [level.words.labels for level in made.parents] == [("dog",), ("animal",)]
+    torch.testing.assert_close(made.parents[0].words.embeds, vocabulary(clip, [("dog", "hound")]).embeds)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"label": "a", "parent": "b"}, {"label": "b", "parent": "a"}], "parents in a circle: a < b < a"),
+        ([{"label": "a", "parent": "a"}], "parents in a circle: a < a"),
+        ([{"label": "a", "parent": "z"}, {"label": "b"}], "'z', the parent of 'a', is no label of its own"),
+        ([{"label": "a", "parent": ""}, {"label": "a"}], "'a' is both label 1 and label 2"),
+        ([{"label": "a", "parent": ""}, {"label": " "}], "label 2 is empty"),
+        ([{"name": "a", "parent": ""}], "no column label; it has name, parent"),
+    ],
+)
+def test_bad_tables_of_labels_are_refused_in_one_line(tmp_path, rows, message):
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=message) as raised:
+        read_labels(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)

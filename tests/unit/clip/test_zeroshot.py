@@ -1,8 +1,5 @@
-import csv
-import json
 from dataclasses import replace
 
-import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -10,8 +7,7 @@ from tiny import tiny_clip, write_picture
 
 from openvocab.clip.trust import fit_calibration, read_calibration
 from openvocab.clip.vocabulary import vocabulary
-from openvocab.clip.zeroshot import classify, classify_embeds, classify_files, score
-from openvocab.storage import cache_folder
+from openvocab.clip.zeroshot import classify, classify_embeds, score
 
 
 @pytest.fixture
@@ -83,43 +79,6 @@ def test_unseen_words_travel_into_results(clip, paths):
     assert found.model["trained_on"] == {"data": "scenes"}
 
 
-def read_csv(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def read_jsonl(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-@pytest.mark.parametrize(
-    ("suffix", "read"),
-    [
-        (".csv", read_csv),
-        (".jsonl", read_jsonl),
-        (".parquet", lambda path: pyarrow.parquet.read_table(path).to_pylist()),
-    ],
-)
-def test_collections_become_tables(clip, paths, tmp_path, suffix, read):
-    (tmp_path / "pictures" / "broken.png").touch()
-    labels = ["cat, tabby", 'a "dog"', "horse"]
-    written = classify_files(clip, tmp_path / "pictures", labels, tmp_path / f"table{suffix}", k=2)
-    assert (written.pictures, list(written.failures)) == (5, ["broken.png"])
-    rows = read(written.path)
-    expected = classify(clip, paths, labels)
-    assert [row["key"] for row in rows] == [f"{number}.png" for number in range(5) for _ in range(2)]
-    assert [int(row["rank"]) for row in rows] == [1, 2] * 5
-    assert [row["label"] for row in rows] == [name for top in expected.top(2) for name, _ in top]
-    probabilities = [value for top in expected.top(2) for _, value in top]
-    assert [float(row["probability"]) for row in rows] == pytest.approx(probabilities, rel=1e-5)
-    assert list(cache_folder("unfinished").iterdir()) == []
-
-
-def test_tables_of_unknown_kinds_are_refused_before_any_work(clip, tmp_path):
-    with pytest.raises(ValueError, match=r"ends in \.csv, \.jsonl, \.parquet"):
-        classify_files(clip, tmp_path, ["cat"], tmp_path / "table.xlsx")
-
-
 def fitted(clip, words, **changed):
     pictures = torch.randn(60, clip.config.embed_dim, generator=torch.Generator().manual_seed(0))
     cosines = torch.nn.functional.normalize(pictures, dim=1) @ words.embeds.T
@@ -142,11 +101,6 @@ def test_a_calibration_makes_probabilities_sets_and_none_of_these(clip, paths, t
     assert torch.equal(found.none_of_these, found.scores.amax(1) < calibration.none_below)
     sigmoid = classify(tiny_clip(logit_bias_init=-10.0), paths, words, calibration=calibration)
     assert sigmoid.kind == "softmax"
-    table = classify_files(clip, paths, words, tmp_path / "table.csv", calibration=calibration, k=1)
-    rows = list(csv.DictReader(table.path.read_text().splitlines()))
-    torch.testing.assert_close(
-        torch.tensor([float(row["probability"]) for row in rows]), found.probabilities.amax(1), rtol=0, atol=1e-5
-    )
 
 
 def test_a_calibration_is_for_one_model_and_one_vocabulary(clip, paths, tmp_path):
@@ -157,9 +111,7 @@ def test_a_calibration_is_for_one_model_and_one_vocabulary(clip, paths, tmp_path
     with pytest.raises(ValueError, match=r"fitted for 3 labels \(cat, dog, horse\), not for these 2 \(cat, dog\)"):
         classify(clip, paths, ["cat", "dog"], calibration=fitted(clip, words))
     with pytest.raises(ValueError, match=r"fitted for 1 templates"):
-        classify_files(
-            clip, paths, vocabulary(clip, words.labels, "{}"), tmp_path / "a.csv", calibration=fitted(clip, words)
-        )
+        classify(clip, paths, vocabulary(clip, words.labels, "{}"), calibration=fitted(clip, words))
     with pytest.raises(ValueError, match="was not fitted: give fit_calibration the cosines"):
         classify(clip, paths, words, calibration=fitted(clip, words, none_below=None), none_of_these=True)
     with pytest.raises(FileNotFoundError, match="--task calibration"):
@@ -167,3 +119,47 @@ def test_a_calibration_is_for_one_model_and_one_vocabulary(clip, paths, tmp_path
     (tmp_path / "bad.json").write_text('{"temperature": "high"}')
     with pytest.raises(ValueError, match=r"bad\.json"):
         read_calibration(tmp_path / "bad.json")
+
+
+TREE = """label,names,parent
+animal,beast,
+dog,"hound,pooch",animal
+husky,,dog
+beagle,,dog
+cat,,animal
+car,,
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    (tmp_path / "tree.csv").write_text(TREE)
+    return tmp_path / "tree.csv"
+
+
+def test_a_softmax_gives_parents_the_sum_of_their_labels(clip, paths, tree):
+    found = classify(clip, paths, str(tree))
+    plain = classify(clip, paths, ["husky", "beagle", "cat", "car"])
+    torch.testing.assert_close(found.probabilities, plain.probabilities)
+    dog, animal = found.parents
+    assert (found.labels, dog.labels, animal.labels) == (plain.labels, ("dog",), ("animal",))
+    torch.testing.assert_close(dog.probabilities[:, 0], plain.probabilities[:, :2].sum(1))
+    torch.testing.assert_close(animal.probabilities[:, 0], plain.probabilities[:, :3].sum(1))
+    torch.testing.assert_close(dog.scores, classify(clip, paths, [("dog", "hound", "pooch")]).scores)
+    assert dog.top(5)[0][0][0] == "dog"
+
+
+def test_sigmoids_judge_parents_themselves_and_no_lower_than_what_they_hold(paths, tree):
+    clip = tiny_clip(logit_bias_init=-1.0)
+    found = classify(clip, paths, str(tree))
+    alone = classify(clip, paths, ["husky", "beagle", "cat", "car", ("dog", "hound", "pooch"), ("animal", "beast")])
+    dog, animal = found.parents
+    assert dog.kind == "sigmoid"
+    torch.testing.assert_close(dog.probabilities[:, 0], alone.probabilities[:, [0, 1, 4]].amax(1))
+    torch.testing.assert_close(animal.probabilities[:, 0], alone.probabilities[:, [0, 1, 2, 4, 5]].amax(1))
+
+
+def test_parents_follow_a_calibration(clip, paths, tree):
+    words = vocabulary(clip, str(tree))
+    found = classify(clip, paths, words, calibration=fitted(clip, words))
+    torch.testing.assert_close(found.parents[0].probabilities[:, 0], found.probabilities[:, :2].sum(1))

@@ -8,7 +8,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from openvocab import storage
-from openvocab.clip.embedded import Embedded, EmbeddedFolder, load_embedded
+from openvocab.clip.embedded import Embedded, EmbeddedFolder, Part
 from openvocab.clip.placing import filled, large_enough, placed
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.regions import crop_embeds
@@ -68,15 +68,11 @@ def store_regions(detector: ViLD, data: Annotated, count: int) -> Embedded:
     """
     plan: dict[str, str | int] = {"pictures": data.fingerprint, "regions": count}
     plan |= {"fingerprint": detector.clip.fingerprint, "detector": detector.fingerprint}
-    folder = EmbeddedFolder(storage.cache_folder("regions", storage.fingerprint(plan)), plan)
-    if folder.finished:
-        return load_embedded(folder.folder)
     starts = range(0, len(data), _PICTURES_PER_PART)
-    for part, start in enumerate(track(starts, "storing regions", unit="part")):
-        if folder.holds(part):
-            continue
+    folder = EmbeddedFolder(storage.cache_folder("regions", storage.fingerprint(plan)), plan, range(len(starts)))
+    for number in track(folder.begin(), "storing regions", unit="part"):
         keys, rows, failures = [], [torch.empty(0, detector.clip.config.embed_dim)], {}
-        for index in range(start, min(start + _PICTURES_PER_PART, len(data))):
+        for index in range(starts[number], min(starts[number] + _PICTURES_PER_PART, len(data))):
             try:
                 picture = data.read(index).image
             except ValueError as error:
@@ -85,8 +81,8 @@ def store_regions(detector: ViLD, data: Annotated, count: int) -> Embedded:
             boxes = detector.propose(picture).boxes[:count].cpu()
             rows.append(crop_embeds(detector.clip, picture, boxes))
             keys += [" ".join([data.key(index), *(f"{edge:.2f}" for edge in box)]) for box in boxes.tolist()]
-        folder.write(part, Embedded(tuple(keys), torch.cat(rows), failures, detector.clip.fingerprint))
-    return folder.finish(len(starts), {})
+        folder.write(number, Part(tuple(keys), torch.cat(rows), failures))
+    return folder.read()
 
 
 def by_picture(stored: Embedded, data: Annotated) -> Stored:
