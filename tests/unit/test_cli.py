@@ -25,6 +25,10 @@ from openvocab.world.scene import CLASSES
         (["search", "x", "a", "--kind", "film"], "expected picture or video"),
         (["train", "clip"], "--out"),
         (["convert", "a", "b"], "--to"),
+        (["classify", "x.tar", "--labels", "a,b", "--model", "demo"], "x.tar is a collection: name its table"),
+        (["classify", "x.png", "--labels", "a,b", "--model", "demo", "--shard", "0/2"], "needs --out"),
+        (["embed", "x.tar", "--out", "y", "--model", "demo", "--shard", "1"], "expected i/n, for example 0/4"),
+        (["embed", "x.tar", "--out", "y", "--model", "demo", "--metadata", "csv"], "expected jsonl or parquet"),
     ],
 )
 def test_bad_usage_exits_2_and_names_what_is_right(arguments, named, capsys):
@@ -49,6 +53,8 @@ def test_bad_usage_exits_2_and_names_what_is_right(arguments, named, capsys):
         (["inspect", "{}/none"], "none"),
         (["search", "{}/none", "a", "--model", "demo"], "holds no index"),
         (["score", "{}/none.png", "a", "--model", "{}/none"], "none"),
+        (["classify", "{}", "--labels", "a", "--model", "demo", "--out", "{}/a.csv"], "holds no pictures"),
+        (["classify", "{}", "--labels", "a", "--model", "demo", "--out", "{}/a.xls"], "a name that ends in .csv"),
     ],
 )
 def test_bad_input_exits_1_with_one_line(arguments, named, capsys, tmp_path):
@@ -63,6 +69,28 @@ def test_systems_lists_the_family_as_json(capsys):
     assert run(["systems", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["systems"]
     assert {"name": "clip", "title": "CLIP", "paper": "arXiv 2103.00020"} in listed
+
+
+def test_classify_gives_parents_in_json_words_and_tables(tmp_path, capsys):
+    (tmp_path / "p").mkdir()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / "p" / f"{colour}.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("label,names,parent\nround,,\nred circle,red disc,round\nblue ring,,round\nblue square,,\n")
+    asked = ["--labels", str(labels), "--model", "demo"]
+    assert run(["classify", str(tmp_path / "p" / "red.png"), *asked, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert sum(p for _, p in row["labels"]) == pytest.approx(1, abs=1e-5)
+    inside = sum(p for label, p in row["labels"] if label != "blue square")
+    assert row["parents"] == [[["round", pytest.approx(inside, abs=1e-5)]]]
+    assert run(["classify", str(tmp_path / "p" / "red.png"), *asked]) == 0
+    assert "  <  round " in capsys.readouterr().out
+    out = f"{tmp_path / 'answers.jsonl'}/"
+    assert run(["classify", str(tmp_path / "p"), *asked, "--out", out, "--shard", "0/1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"table": out[:-1], "pictures": 2, "failures": {}}
+    (part,) = (tmp_path / "answers.jsonl").glob("part-*")
+    rows = [json.loads(line) for line in part.read_text().splitlines()]
+    assert [(row["label"], row["rank"]) for row in rows if row["level"]] == [("round", 1), ("round", 1)]
 
 
 TINY = ["--size", "tiny", "--set", "fit.steps=6", "--set", "data.num_scenes=64", "--json"]

@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 Json = Annotated[bool, typer.Option("--json", help="One json object on stdout and nothing else there.")]
 Model = Annotated[str | None, typer.Option("--model", help="demo, a folder or file, or hf:owner/name.")]
 Data = Annotated[str, typer.Option("--data", help="A folder, table, tar shards, or scenes.")]
-Labels = Annotated[str, typer.Option("--labels", help="Names separated by commas, a file of them, a head of adapt.")]
+Labels = Annotated[str, typer.Option("--labels", help="Names between commas, a file of them, a head of adapt.")]
 Templates = Annotated[str, typer.Option("--templates", help="A named set, one with {}, or a file of them.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures at a time.")]
 Shard = Annotated[str, typer.Option("--shard", help="i/n: this process's share, i from 0.")]
