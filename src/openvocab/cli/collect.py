@@ -1,11 +1,15 @@
 """Verbs for collections of pictures."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from openvocab.cli.app import BatchSize, Data, Json, Model, Shard, app, chosen_model, read_shard, show, table
+
+_LISTED = 10
+"""Failures that are shown to people."""
 
 
 @app.command()
@@ -33,6 +37,34 @@ def embed(
     pictures = sum(len(part.vectors) for part in embedded.parts)
     done = {"folder": str(out), "pictures": pictures, "failures": embedded.failures}
     show({**done, "fingerprint": embedded.fingerprint, "numerics": encoder.numerics}, as_json, table(done))
+
+
+@app.command()
+def index(
+    sources: Annotated[list[str], typer.Argument(help="Folders with all below them, tar files, pictures, videos.")],
+    out: Annotated[str, typer.Option(help="The index's folder; one that is there is brought up to date.")],
+    model: Model = None,
+    fps: Annotated[float, typer.Option(help="Frames of a video that are looked at in a second.")] = 1.0,
+    levels: Annotated[int, typer.Option(help="2 and more give parts of a picture vectors of their own.")] = 1,
+    storage: Annotated[str, typer.Option(help="What the fast search holds in memory: int8 or binary.")] = "int8",
+    batch_size: BatchSize = 32,
+    precision: Annotated[str, typer.Option(help="fast, float32 or bfloat16.")] = "fast",
+    shard: Shard = "0/1",
+    as_json: Json = False,
+) -> None:
+    """Makes pictures and videos searchable: new files are embedded, files that are gone are forgotten."""
+    share, chosen = read_shard(shard), chosen_model(model)
+    if storage not in ("int8", "binary"):
+        raise typer.BadParameter(f"{storage!r}: expected int8 or binary", param_hint="--storage")
+    from openvocab import loading
+    from openvocab.search.build import build
+
+    encoder = loading.encoder(chosen, precision=precision)
+    built = build(out, sources, encoder, fps=fps, levels=levels, storage=storage, batch_size=batch_size, shard=share)
+    done = {"index": out, **asdict(built)}
+    listed = [f"  {reason}" for reason in built.failures.values()]
+    more = [f"  and {len(listed) - _LISTED} more (--json lists all)"] if len(listed) > _LISTED else []
+    show(done, as_json, "\n".join([table(done | {"failures": len(listed)}), *listed[:_LISTED], *more]))
 
 
 corpus = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Builds data sets.")

@@ -6,6 +6,7 @@ A file whose bytes are known is only named; so is one that has the bytes of an e
 import datetime
 import hashlib
 import io
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,8 +33,8 @@ from openvocab.search.records import Content, Encoder, Place
 Knows = Callable[[str], bool]
 """Whether the index has the content of this digest."""
 _BATCHES_AHEAD = 2
-_PART = 1024
-"""Contents, or places of known contents, in one part."""
+_PART, _PART_S = 1024, 5.0
+"""Files of one part, and the longest that they wait for others."""
 _SIDEWAYS = (5, 6, 7, 8)
 _ORIENTATION, _EXIF, _TAKEN_AT = 0x0112, 0x8769, 0x9003
 
@@ -50,10 +51,12 @@ class Part:
     contents: dict[str, Content] = field(default_factory=dict)
     placed: list[tuple[Place, str]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    begun_s: float = field(default_factory=time.monotonic)
 
     @property
     def full(self) -> bool:
-        return max(len(self.contents), len(self.placed)) >= _PART
+        late = time.monotonic() - self.begun_s >= _PART_S
+        return len(self.placed) >= (1 if late else _PART)
 
     def take(self, content: Content, *places: Place) -> None:
         self.contents[content.digest] = content
