@@ -25,9 +25,9 @@ parity:  ## the same numbers as clip-anytorch, open_clip and transformers on the
 	$(call setup,.venv-peers,peers)
 	$(PEERS) -m pytest tests/parity -n 2
 
-learn:  ## trains small models that show the papers' points
+learn:  ## puts the claims of the papers to the test; hours where nothing is recorded yet
 	$(call setup,.venv,test)
-	$(PY) -m pytest tests/learn -m learn
+	$(PY) -m openvocab.cli claims --out benchmarks/results/claims
 
 browser:  ## the page in a real Chromium
 	$(call setup,.venv,test)
