@@ -16,10 +16,11 @@ import pytest
 import uvicorn
 from collection_site import EVENTS, write_site
 
+from openvocab import loading
 from openvocab.clip.encoder import encoder
 from openvocab.search.build import build
 from openvocab.search.index import Index
-from openvocab.serve.app import create
+from openvocab.serve.app import create, systems_of
 
 pytestmark = [
     pytest.mark.browser,
@@ -36,10 +37,11 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(site, tmp_path_factory):
     """The address of a server of the demo model over the site."""
-    encode = encoder("demo")
+    clip = loading.load("demo")
+    encode = encoder(clip)
     folder = tmp_path_factory.mktemp("index") / "index"
     build(folder, site, encode, fps=2.0)
-    with _listening(create(encode, Index.open(folder))) as address:
+    with _listening(create(encode, Index.open(folder), systems_of(clip, []))) as address:
         yield address
 
 
@@ -171,7 +173,8 @@ def test_without_a_term_its_pictures_go(page):
     assert any("red/" in path for path in with_red[:8])
     page.find("#words").clear()
     page.find("#words").send_keys("red")
-    page.settled(page.find("#minus").click)
+    page.find("#minus").click()
+    page.until("return document.getElementById('found').textContent.startsWith('Add something')")
     page.find("#words").send_keys("a circle")
     page.settled(page.find("#query .main").click)
     assert not any("red/" in path for path in page.paths()[:8])
@@ -182,9 +185,9 @@ def test_without_a_term_its_pictures_go(page):
 
 
 def test_a_picture_dragged_in_finds_itself(page, site):
-    picture = site / "pictures" / "green" / "star-0.png"
+    picture = site / "pictures" / "green" / "ring-0.png"
     page.settled(lambda: page.drop(picture))
-    assert page.paths()[0] == "pictures/green/star-0.png"
+    assert page.paths()[0] == "pictures/green/ring-0.png"
     assert page.find("#terms img").get_attribute("src").startswith("data:image/jpeg")
     assert page.run("return document.getElementById('veil').hidden")
 
@@ -215,10 +218,10 @@ def test_a_moment_plays_from_its_second(page, name, start_s):
 def test_labels_get_probabilities_and_a_place(page, site):
     page.find("#tab-ask").click()
     page.find("#labels").clear()
-    page.find("#labels").send_keys("a red circle, a blue square\na green star")
-    page.find("#asked").send_keys(str(site / "pictures" / "green" / "star-0.png"))
+    page.find("#labels").send_keys("a red circle, a blue square\na green ring")
+    page.find("#asked").send_keys(str(site / "pictures" / "green" / "ring-0.png"))
     page.until("return document.querySelectorAll('#answers li').length === 3")
-    assert page.find("#answers li").text.startswith("a green star")
+    assert page.find("#answers li").text.startswith("a green ring")
     shares = page.run("return [...document.querySelectorAll('#answers meter')].map((each) => each.value)")
     assert abs(sum(shares) - 1) < 1e-3
     before = page.run("return document.getElementById('view').toDataURL()")
@@ -231,8 +234,8 @@ def test_labels_get_probabilities_and_a_place(page, site):
 def test_every_pixel_and_every_box_that_systems_offer(page, site):
     page.find("#tab-ask").click()
     page.find("#labels").clear()
-    page.find("#labels").send_keys("a green star, grass")
-    page.drop(site / "pictures" / "green" / "star-0.png")
+    page.find("#labels").send_keys("a green ring, grass")
+    page.drop(site / "pictures" / "green" / "ring-0.png")
     page.until("return document.querySelectorAll('#answers li').length === 2")
     verbs = page.all("#verbs button")
     assert verbs

@@ -112,7 +112,7 @@ function glow(map) {
   pen.drawImage(map, 0, 0);
   const pixels = pen.getImageData(0, 0, canvas.width, canvas.height);
   for (let at = 0; at < pixels.data.length; at += 4) {
-    pixels.data.set([255, 80, 0, 0.75 * pixels.data[at]], at);
+    pixels.data.set([255, 80, 0, (0.8 * pixels.data[at] ** 2) / 255], at);
   }
   pen.putImageData(pixels, 0, 0);
   return canvas;

@@ -75,13 +75,16 @@ at("draw-form").addEventListener("submit", async (event) => {
   }
 });
 
-/** Names and values, groups under a heading. */
+/** Names and values, then groups under their headings. */
 function facts(values) {
-  return Object.entries(values).flatMap(([name, value]) => {
-    if (value === null) return [];
-    if (typeof value === "object" && !Array.isArray(value)) return [make("h2", {}, name.replaceAll("_", " ")), ...facts(value)];
-    return [make("dt", {}, name.replaceAll("_", " ")), make("dd", {}, Array.isArray(value) ? value.join(", ") : String(value))];
-  });
+  const given = Object.entries(values).filter(([, value]) => value !== null);
+  const isGroup = ([, value]) => typeof value === "object" && !Array.isArray(value);
+  const title = (name) => name.replaceAll("_", " ");
+  return [
+    ...given.filter((each) => !isGroup(each)).flatMap(([name, value]) =>
+      [make("dt", {}, title(name)), make("dd", {}, Array.isArray(value) ? value.join(", ") : String(value))]),
+    ...given.filter(isGroup).flatMap(([name, value]) => [make("h2", {}, title(name)), ...facts(value)]),
+  ];
 }
 
 choose(at("tab-search"));

@@ -108,8 +108,8 @@ function fail(error) {
 /** The address says what is looked for, so that Back and bookmarks work; pictures stay out of it. */
 function remember() {
   const kept = asked().filter((term) => !term.image).map(({ thumbnail, ...term }) => term);
-  const wanted = kept.length ? `#${encodeURIComponent(JSON.stringify(kept))}` : " ";
-  if (decodeURIComponent(location.hash) !== decodeURIComponent(wanted.trim())) history.pushState(null, "", wanted.trim() || location.pathname);
+  const wanted = kept.length ? `#${encodeURIComponent(JSON.stringify(kept))}` : "";
+  if (location.hash !== wanted) history.pushState(null, "", location.pathname + wanted);
 }
 
 function restore() {
@@ -149,7 +149,7 @@ function showHits(k = 0) {
 }
 
 function card(hit, number) {
-  const name = hit.path.split("/").at(-1);
+  const name = hit.path.split("/").slice(-2).join("/");
   const when = hit.kind === "video" ? ` at ${clock(hit.start_s)}` : "";
   const picture = make("img", { src: hit.thumbnail, alt: "", loading: "lazy", decoding: "async" });
   const label = `${name}${when}, ${percent(hit.probability)}`;
