@@ -1,29 +1,27 @@
 """The HTTP API as an ASGI app: its routes, its guard, and what errors look like."""
 
 import asyncio
-import base64
 import contextlib
-import io
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, Response
-from PIL import Image
 from starlette.exceptions import HTTPException
 
 import openvocab
 from openvocab.clip.encoder import Encoder
 from openvocab.clip.model import CLIP
 from openvocab.loading import WITHOUT_TRAINING, with_verb
+from openvocab.progress import warn
 from openvocab.search.index import Index
 from openvocab.serve import collection, compatible, page, questions
 from openvocab.serve import messages as said
 from openvocab.serve.batching import Busy
 from openvocab.serve.guard import Guard, Refused, failure
 from openvocab.serve.options import Options
-from openvocab.serve.server import Server, serving
+from openvocab.serve.server import serving
 
 VERBS = ("segment", "detect", "ground", "depth", "caption", "draw")
 
@@ -48,17 +46,15 @@ def create(
     if index is not None:
         index.check(encoder.fingerprint, encoder.numerics)
     server = serving(encoder, index, index_name, systems or {}, options or Options())
-    ready = asyncio.Event()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         serves = asyncio.create_task(server.embedder.run())
-        warms = asyncio.create_task(_warm(server, ready))
+        serves.add_done_callback(lambda done: done.cancelled() or warn(f"the model cannot answer: {done.exception()}"))
         yield
-        for task in (warms, serves):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        serves.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serves
         for lane in (server.slow, server.words, server.looks):
             lane.close()
 
@@ -80,8 +76,8 @@ def create(
     @app.get("/health")
     async def health(response: Response) -> said.Health:
         """Ready, or 503 while the model warms up."""
-        response.status_code = 200 if ready.is_set() else 503
-        return said.Health(status="ready" if ready.is_set() else "loading")
+        response.status_code = 200 if server.embedder.ready else 503
+        return said.Health(status="ready" if server.embedder.ready else "loading")
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
@@ -121,17 +117,6 @@ def systems_of(clip: CLIP, models: Sequence[Any]) -> dict[str, Any]:
             raise ValueError(f"--system: a {type(model).__name__} can do none of {', '.join(VERBS)}")
         found |= own
     return found
-
-
-async def _warm(server: Server, ready: asyncio.Event) -> None:
-    """The first forward of each tower, which may compile or allocate."""
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64), "white").save(file, "PNG")
-    while not server.embedder.batchers:
-        await asyncio.sleep(0)
-    await server.embedder.texts(["a picture"])
-    await server.embedder.images([base64.b64encode(file.getvalue()).decode()])
-    ready.set()
 
 
 def _answer_errors(app: FastAPI) -> None:

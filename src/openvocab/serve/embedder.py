@@ -30,14 +30,10 @@ class Embedder:
         self.reading = ThreadPoolExecutor(os.cpu_count() or 1, "read")
         self.model = ThreadPoolExecutor(1, "model")
         self.kept: dict[str, Kept[Tensor]] = {tower: Kept(options.kept) for tower in ("text", "image")}
-        self.batchers: dict[str, Batcher[Any]] = {}
-
-    async def run(self) -> None:
-        """Serves until cancelled."""
-        forwards = {"text": self.encoder.texts, "image": lambda pixels: self.encoder.images(torch.stack(pixels))}
-        free, options = asyncio.Lock(), self.options
-        for tower, forward in forwards.items():
-            self.batchers[tower] = Batcher(
+        self.ready = False
+        free = asyncio.Lock()
+        self.batchers: dict[str, Batcher[Any]] = {
+            tower: Batcher(
                 forward,
                 self.model,
                 free,
@@ -45,7 +41,14 @@ class Embedder:
                 wait_s=options.wait_ms / 1000,
                 observe=partial(self._observe, tower),
             )
+            for tower, forward in (("text", encoder.texts), ("image", self._seen))
+        }
+
+    async def run(self) -> None:
+        """Serves until cancelled, once the first forwards, which may compile or allocate, are done."""
         try:
+            await asyncio.get_running_loop().run_in_executor(self.model, self._warm)
+            self.ready = True
             async with asyncio.TaskGroup() as group:
                 for batcher in self.batchers.values():
                     group.create_task(batcher.run())
@@ -112,6 +115,14 @@ class Embedder:
     def _pixels(self, content: bytes) -> Pixels:
         pictures.check(content, self.options.max_pixels)
         return preprocess_bytes(content, self.encoder.preprocessing, name="image")
+
+    def _seen(self, pixels: list[Pixels]) -> Embeds:
+        return self.encoder.images(torch.stack(pixels))
+
+    def _warm(self) -> None:
+        side = self.encoder.preprocessing.image_size
+        self.encoder.texts(["a picture"])
+        self._seen([torch.zeros(3, side, side, dtype=torch.uint8)])
 
     def _observe(self, tower: str, rows: int, seconds: float) -> None:
         self.metrics.observe("openvocab_batch_rows", rows, tower=tower)
