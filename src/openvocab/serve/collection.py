@@ -63,7 +63,8 @@ def routes(server: Server) -> APIRouter:
 
         return await server.looks(work)
 
-    @router.api_route("/media/{row}", methods=["GET", "HEAD"], response_class=FileResponse)
+    @router.head("/media/{row}", include_in_schema=False)
+    @router.get("/media/{row}", response_class=FileResponse)
     async def media(row: _Row) -> Response:
         """The file of a row, or the part of it that a Range header names."""
         index = server.opened
