@@ -42,7 +42,7 @@ def plain(colour, height, width=None):
 def index_of(folder, contents, encoder=None, fps=1.0):
     """An index that holds these contents; each is at the path that is its digest."""
     made = encoder or Colours()
-    store = FolderStore(folder, About(made.name, made.fingerprint, made.numerics, made.embed_dim, fps, 1, "float16"))
+    store = FolderStore(folder, About(made.name, made.fingerprint, made.numerics, made.embed_dim, fps, 1, "int8"))
     with contextlib.closing(store), store.writing():
         store.begin((), [Scope("/r")])
         store.add(contents, [(Place("/r", each.digest, each.kind, 1, 1), each.digest) for each in contents])

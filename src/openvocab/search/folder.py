@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from openvocab.data.extras import MissingExtra
+from openvocab.progress import note
+from openvocab.search.approximate import FEW, Fast, read, refreshed
+from openvocab.search.places import Scope
 from openvocab.search.records import About, Nearest, Queries, Where
 from openvocab.search.store import RUN_TABLES, TABLES, Store
-from openvocab.search.vectors import Slots, VectorFile, after, nearest
-from openvocab.shapes import Embeds
+from openvocab.search.vectors import Slots, VectorFile, Vectors, after, nearest
+from openvocab.shapes import Embeds, TextEmbeds
 
 _TYPES = {"key": "INTEGER PRIMARY KEY AUTOINCREMENT", "integer": "INTEGER", "real": "REAL", "path": "TEXT"}
 _DEAD = 0.25
@@ -63,6 +67,7 @@ class FolderStore(Store):
                 self.remember("format", _FORMAT)
                 self.remember("about", asdict(about))
                 self.remember("vectors", 0)
+                self.remember("end", 0)
 
     def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -87,18 +92,20 @@ class FolderStore(Store):
     def writing(self) -> Iterator[None]:
         # A lock of SQLite's: it is there on every platform, and ends with the process that holds it.
         lock = sqlite3.connect(self.folder / "writer.lock", timeout=0, isolation_level=None)
-        try:
-            with contextlib.closing(lock):
+        with contextlib.closing(lock):
+            try:
                 lock.execute("BEGIN EXCLUSIVE")
-                for statement in RUN_TABLES.format(**_TYPES).split(";"):
-                    self.ask(statement)
-                self._discard()
-                yield
-                self._compact()
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error):
-                raise
-            raise ValueError(f"{self.folder}: another process is building this index; wait until it is done") from None
+            except sqlite3.OperationalError:
+                raise ValueError(f"{self.folder}: another process builds this index; wait until it is done") from None
+            for statement in RUN_TABLES.format(**_TYPES).split(";"):
+                self.ask(statement)
+            self._discard()
+            yield
+            self._compact()
+
+    def sweep(self, scopes: Sequence[Scope]) -> dict[str, int]:
+        self.remember("end", self._end())
+        return super().sweep(scopes)
 
     def put(self, vectors: Float[Tensor, "row embed"]) -> Sequence[int]:
         start = self._end()
@@ -112,7 +119,22 @@ class FolderStore(Store):
             question, values = self.allowed(where)
             kept = torch.isin(rows, torch.tensor([row for (row,) in self.ask(question, *values)], dtype=torch.int64))
             rows, slots = rows[kept], slots[kept]
-        return nearest(queries, now.vectors, rows, slots, k)
+        ask = nearest if exact or now.fast is None else now.fast.nearest
+        return ask(queries, now.vectors, rows, slots, k)
+
+    def speed_up(self, texts: Callable[[], TextEmbeds]) -> None:
+        now = self._now()
+        if len(now.rows) < FEW:
+            return
+        try:
+            fast = refreshed(self._fast(mapped=False), now.vectors, now.rows, now.slots, self.about.storage, texts)
+        except MissingExtra as error:
+            return note(f"{error}; until then every row is compared")
+        if fast:
+            number = (self.recall("fast") or {"number": -1})["number"] + 1
+            fast.write(self._lists(number))
+            self.remember("fast", {"number": number, **fast.settings})
+            self._discard()
 
     def vectors(self, rows: Sequence[int]) -> Embeds:
         now = self._now()
@@ -133,9 +155,17 @@ class FolderStore(Store):
     def _file(self) -> VectorFile:
         return VectorFile(self.folder / "vectors" / f"{self.recall('vectors'):06d}.f16", self.about.embed_dim)
 
+    def _lists(self, number: int) -> Path:
+        return self.folder / "faiss" / f"{number:06d}.faiss"
+
+    def _fast(self, mapped: bool = True) -> Fast | None:
+        if not (made := self.recall("fast")):
+            return None
+        return read(self._lists(made.pop("number")), mapped, **made)
+
     def _end(self) -> int:
-        """The slot behind the last one in use."""
-        return self.ask("SELECT COALESCE(MAX(slot), -1) + 1 FROM rows")[0][0]
+        """The slot behind the last one that was ever in use: before it, readers may be looking at the file."""
+        return max(self.recall("end"), self.ask("SELECT COALESCE(MAX(slot), -1) + 1 FROM rows")[0][0])
 
     def _now(self) -> "_Snapshot":
         """What was last committed."""
@@ -147,15 +177,19 @@ class FolderStore(Store):
                     file, known = self._file(), self._db.execute('SELECT "row", slot FROM rows ORDER BY slot')
                     pairs = torch.from_numpy(np.fromiter(itertools.chain.from_iterable(known), np.int64)).view(-1, 2)
                     rows, slots = pairs.T.contiguous()
-                    self._snapshot = _Snapshot(version, rows, slots, file.mapped(after(slots)))
+                    made = self.recall("fast")
+                    same = self._snapshot is not None and self._snapshot.made == made
+                    fast = self._snapshot.fast if self._snapshot and same else self._fast()
+                    self._snapshot = _Snapshot(version, rows, slots, file.mapped(after(slots)), made, fast)
                 finally:
                     self._db.execute("COMMIT")
             return self._snapshot
 
     def _discard(self) -> None:
-        """Deletes files of vectors that nothing names: what a build that was killed left behind."""
-        for path in (self.folder / "vectors").glob("*"):
-            if path != self._file().path:
+        """Deletes files that nothing names: what a build that was killed left behind."""
+        named = self._file().path, self._lists((self.recall("fast") or {"number": -1})["number"])
+        for path in (*self.folder.glob("vectors/*"), *self.folder.glob("faiss/*")):
+            if path not in named:
                 path.unlink()
 
     def _compact(self) -> None:
@@ -167,6 +201,7 @@ class FolderStore(Store):
         with self.transaction():
             self.tell("UPDATE rows SET slot = ? WHERE slot = ?", zip(range(len(slots)), slots.tolist()))
             self.remember("vectors", number)
+            self.remember("end", len(slots))
         old.path.unlink(missing_ok=True)
 
 
@@ -177,4 +212,6 @@ class _Snapshot:
     version: tuple[int, int]
     rows: Slots
     slots: Slots
-    vectors: Float[Tensor, "slot embed"]
+    vectors: Vectors
+    made: dict[str, int] | None
+    fast: Fast | None

@@ -11,7 +11,7 @@ from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.shapes import Embeds, TextEmbeds
 
 Kind = Literal["picture", "video"]
-Storage = Literal["float16", "int8", "binary"]
+Storage = Literal["int8", "binary"]
 Queries = Float[Tensor, "query embed"]
 
 
@@ -51,7 +51,7 @@ class About:
         name, fingerprint, numerics: of the encoder; queries of another one are refused.
         fps: frames of a video that are looked at in a second.
         levels: of tiles.
-        storage: what the fast search reads; results are always scored anew with the stored float16 vectors.
+        storage: codes that the fast search reads; what it finds is scored anew with the stored float16 vectors.
     """
 
     name: str

@@ -9,7 +9,7 @@ import datetime
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from openvocab.search.places import Scope, Unlisted
 from openvocab.search.records import About, Background, Content, Entry, Kind, Nearest, Place, Queries, Where
-from openvocab.shapes import Embeds
+from openvocab.shapes import Embeds, TextEmbeds
 
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -94,6 +94,10 @@ class Store(ABC):
     def vectors(self, rows: Sequence[int]) -> Embeds: ...
 
     @abstractmethod
+    def speed_up(self, texts: Callable[[], TextEmbeds]) -> None:
+        """Makes search fast where there is so much that it is worth it; `texts` gives queries to judge it by."""
+
+    @abstractmethod
     def facts(self) -> dict[str, Any]: ...
 
     @abstractmethod
@@ -122,14 +126,16 @@ class Store(ABC):
 
     def allowed(self, where: Where) -> tuple[str, list[Any]]:
         """The question for the numbers of the rows that a filter lets through, and its values."""
-        conditions = [("c.kind = ?", where.kind), ("p.path = ?", where.path), ("p.taken_at >= ?", where.since)]
-        conditions += [("p.taken_at < ?", where.until)]
+        conditions = [("path = ?", where.path), ("taken_at >= ?", where.since), ("taken_at < ?", where.until)]
         if where.folder is not None and (folder := where.folder.strip("/")):
-            conditions += [("p.path >= ?", f"{folder}/"), ("p.path < ?", f"{folder}0")]  # 0 follows / in every table
+            conditions += [("path >= ?", f"{folder}/"), ("path < ?", f"{folder}0")]  # 0 follows / in every table
         held = [(condition, value) for condition, value in conditions if value is not None]
-        question = f"""SELECT DISTINCT r."row" FROM rows r JOIN contents c ON c.content = r.content
-            JOIN places p ON p.content = c.content WHERE {" AND ".join(c for c, _ in held) or "1 = 1"}"""
-        return question, [value for _, value in held]
+        asked = [("SELECT content FROM places WHERE " + " AND ".join(c for c, _ in held), [v for _, v in held])]
+        asked = asked if held else []
+        if where.kind is not None:
+            asked.append(("SELECT content FROM contents WHERE kind = ?", [where.kind]))
+        question = " AND ".join(f"content IN ({contents})" for contents, _ in asked) or "1 = 1"
+        return f'SELECT "row" FROM rows WHERE {question}', [value for _, values in asked for value in values]
 
     def counts(self) -> dict[str, int]:
         asked = {

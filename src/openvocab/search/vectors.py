@@ -19,7 +19,10 @@ _QUERIES, _BLOCK, _SPAN = 256, 8192, 2**20
 _GROUP, _MOST_GROUPS, _AT_ONCE = 16, 512, 1024
 """Rows of a group, groups a query that are worth scoring again, and those that are scored at once."""
 _WORTH_ROUNDING = 16
+Vectors = Float[Tensor, "slot embed"]
+Rows = Int64[Tensor, " row"]
 Slots = Int64[Tensor, " row"]
+"""Places of vectors in their file."""
 
 
 class VectorFile:
@@ -54,7 +57,7 @@ class VectorFile:
         return VectorFile(path, self.dim)
 
 
-def nearest(queries: Queries, vectors: Float[Tensor, "slot embed"], rows: Slots, slots: Slots, k: int) -> Nearest:
+def nearest(queries: Queries, vectors: Vectors, rows: Rows, slots: Slots, k: int) -> Nearest:
     """The best `k` of all these rows by their products in float32, and no others."""
     scores, places = torch.empty(len(queries), min(k, len(slots))), torch.empty(len(queries), min(k, len(slots))).long()
     search = _by_groups if len(queries) >= _WORTH_ROUNDING and multiplies_bfloat16(queries.device) else _by_blocks
@@ -70,7 +73,7 @@ def nearest(queries: Queries, vectors: Float[Tensor, "slot embed"], rows: Slots,
     return padded(Nearest(scores, rows[places]), k)
 
 
-def _by_blocks(queries: Queries, vectors: Float[Tensor, "slot embed"], slots: Slots, k: int) -> Nearest:
+def _by_blocks(queries: Queries, vectors: Vectors, slots: Slots, k: int) -> Nearest:
     """By place in `slots`."""
     found = []
     for start in range(0, len(slots), _BLOCK):
@@ -81,7 +84,7 @@ def _by_blocks(queries: Queries, vectors: Float[Tensor, "slot embed"], slots: Sl
     return best_of(joined(found), k)
 
 
-def _by_groups(queries: Queries, vectors: Float[Tensor, "slot embed"], slots: Slots, k: int) -> Nearest:
+def _by_groups(queries: Queries, vectors: Vectors, slots: Slots, k: int) -> Nearest:
     """Rounded to bfloat16 every group of rows is scored; the groups that may hold one of the best, again in float32.
 
     With b(x) for x rounded, |b(q).b(v) - q.v| <= |b(q) - q| |b(v)| + |q| |b(v) - v|; rounding moves a vector by at most
@@ -115,7 +118,7 @@ def _by_groups(queries: Queries, vectors: Float[Tensor, "slot embed"], slots: Sl
     return best_of(Nearest(all_scores.flatten(1), all_places.flatten(1)), k)
 
 
-def _at(vectors: Float[Tensor, "slot embed"], slots: Slots) -> Float[Tensor, "... embed"]:
+def _at(vectors: Vectors, slots: Slots) -> Float[Tensor, "... embed"]:
     together = slots.ndim == 1 and slots[-1] - slots[0] + 1 == len(slots)
     return vectors[slots[0] : slots[-1] + 1] if together else vectors[slots]
 

@@ -203,7 +203,7 @@ def test_no_index_is_one_line(tmp_path):
 def test_two_builders_at_once(folder, out):
     class Impatient(Colours):
         def images(self, pixels):
-            with pytest.raises(ValueError, match="another process is building this index"):
+            with pytest.raises(ValueError, match="another process builds this index"):
                 build(out, folder, Colours())
             return super().images(pixels)
 
