@@ -131,9 +131,9 @@ class Parts:
         return self.folder / self.last.format(number)
 
     def write_failures(self, number: int, failures: dict[str, str]) -> None:
+        self._failures(number).unlink(missing_ok=True)  # of a killed process, before a picture could be read again
         if failures:
-            columns = {"key": list(failures), "reason": list(failures.values())}
-            write_columns(self._failures(number), columns)
+            write_columns(self._failures(number), {"key": list(failures), "reason": list(failures.values())})
 
     def failures(self, number: int) -> dict[str, str]:
         path = self._failures(number)

@@ -179,6 +179,7 @@ write = embedded.write_columns
 def die_before_writing(path, columns):
     if path.name == sys.argv[4]:
         open(path.parent / f".{path.name}.half.part", "w").close()
+        write(path.parents[1] / "_failures" / "failures_000002.jsonl", {"key": ["x"], "reason": ["a disk that slept"]})
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, columns)
 embedded.write_columns = die_before_writing
@@ -203,6 +204,7 @@ def test_run_that_was_killed_goes_on_behind_its_last_part(clip, folder, tmp_path
     )
     resumed = embed_files(clip, folder, part_size=2, out=out)
     assert len(opened) == 3
+    assert len(list((out / "_failures").iterdir())) == 1
     whole = embed_files(clip, folder, part_size=2)
     assert (resumed.keys, resumed.failures) == (whole.keys, whole.failures)
     assert torch.equal(resumed.vectors, whole.vectors)
