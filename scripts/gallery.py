@@ -29,7 +29,7 @@ from openvocab.lab.studies import strokes
 from openvocab.lab.studies import styleclip as styling
 from openvocab.lab.studies import unclip as painting
 from openvocab.lab.studies.clip_event import ARMS
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.storage import atomic_path
 from openvocab.systems.depthclip import learn_bins
 from openvocab.world.radiograph import FINDINGS, draw_radiographs, render_radiographs
@@ -158,7 +158,7 @@ def events(count: int = 6, zoom: int = 4) -> Image.Image | None:
 
 def explaining(count: int = 4, zoom: int = 4) -> Image.Image:
     """Scenes of two things; what speaks for the one rather than the other, and the other way round; neurons drawn."""
-    model = neuron_study.clip(starts.JUDGE)
+    model = opened(starts.JUDGE)
     data = open_annotated_scenes(count, WorldConfig(max_objects=2, share_single=0.0), seed=12)
     side, foot = 32 * zoom, 20
     page = Image.new("RGB", ((side + GAP) * 6 + GAP, (side + foot) * (count // 2 + 2)), "white")
@@ -193,7 +193,7 @@ def clips(count: int = 6) -> Image.Image:
         "true": [watching.sentence(int(test.clips.class_id[row]), str(test.label(row))) for row in range(count)]
     }
     for name in ("meanP", "seqTransf"):
-        model = loading.load(trained(watching.HEADS[name], 0) / "model")
+        model = opened(watching.HEADS[name])
         best = torch.cat(list(model.score_blocks(texts, model.features(test, kept=True)))).argmax(0)
         lines[name] = [texts[row] for row in best[:count].tolist()]
     for number, (name, found) in enumerate(lines.items()):
@@ -208,7 +208,7 @@ def unclip(zoom: int = 2) -> Image.Image:
 
     The first picture of the three lower rows is the one that they begin with.
     """
-    model, drawn = painting.model(painting.UNCLIP), painting.pictures(0, 16)
+    model, drawn = opened(painting.UNCLIP), painting.pictures(0, 16)
     prompts = [f"a {CLASSES[row]}" for row in range(0, 64, 9)]
     first, second = (Image.fromarray(drawn.pictures[row].transpose(1, 2, 0)) for row in (0, 5))
     thing, other = (CLASSES[row].split() for row in drawn.scenes.class_id[[0, 5], 0])
@@ -235,8 +235,8 @@ def unclip(zoom: int = 2) -> Image.Image:
 
 def generated(prompts: int = 6, shown: int = 8, zoom: int = 2) -> Image.Image:
     """A row for each prompt, new pairs of words marked: the best of 16 that DALL-E drew, in the order of a CLIP."""
-    model = loading.load(trained(drawing.DRAWER, 0) / "model")
-    clip, rows, texts = loading.load(trained(drawing.OPTIMISER, 0) / "model"), [], []
+    model = opened(drawing.DRAWER)
+    clip, rows, texts = opened(drawing.OPTIMISER), [], []
     for split, mark in {"seen": "", "held-out": "  (new)"}.items():
         said = [each.text for each in drawing.asked(split, 0)[1][:prompts]]
         made = model.generate(said, drawing.NUM).pixels_01.unflatten(0, (prompts, -1))
@@ -254,7 +254,7 @@ def generated(prompts: int = 6, shown: int = 8, zoom: int = 2) -> Image.Image:
 
 def codes(count: int = 8, zoom: int = 2) -> Image.Image:
     """Scenes, their codes in colours, what these make of them; below, a VAE's latents from -2 to 2, one a row."""
-    model, vae = (loading.load(trained(arm, 0) / "model") for arm in (coding.CODES, coding.VAE))
+    model, vae = (opened(arm) for arm in (coding.CODES, coding.VAE))
     drawn, _ = coding.pictures(0)
     pixels = drawn[:count]
     grid = torch.from_numpy(label_colours(model.network.num_codes).astype(np.float32)) / 255
@@ -302,7 +302,7 @@ def points(side: int = 110) -> Image.Image:
 def drawings(side: int = 96) -> Image.Image:
     """What CLIPDraw makes of words, and CLIPasso of pictures with 1, 4, 8 and 16 strokes; on grey paper."""
     said = ("red circle", "blue square", "green triangle", "purple ring", "orange cross", "yellow diamond")
-    maker = strokes.clip(strokes.OPTIMISER)
+    maker = opened(strokes.OPTIMISER)
     artist = systems.get("clipdraw").build(strokes.DRAWING, maker)
     columns = {name: [enlarged(artist.draw(f"a {name}"), side)] for name in said}
     counts, scenes = (1, 4, 8, 16), class_scenes(np.array([CLASSES.index(name) for name in said]), QUIET, seed=5)

@@ -2,9 +2,11 @@
 
 import shlex
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from openvocab import storage, systems
+from openvocab import loading, storage, systems
 from openvocab.lab.training import plan, recipe_fingerprint, train_system
 from openvocab.progress import note
 from openvocab.system import Recipe
@@ -67,6 +69,12 @@ def trained(arm: Arm, seed: int) -> Path:
         settings = arm._settings(seed)
         train_system(arm.system, folder, size=arm.size, data=arm.data, init=init, settings=settings)
     return folder
+
+
+@lru_cache(maxsize=8)
+def opened(arm: Arm, seed: int = 0) -> Any:
+    """The model that the arm's training made; those of the last arms stay open."""
+    return loading.load(trained(arm, seed) / "model")
 
 
 def usual_start(system: str, size: str, data: str) -> Arm | None:

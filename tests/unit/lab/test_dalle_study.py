@@ -49,7 +49,7 @@ def test_figures_of_known_pictures(monkeypatch):
     study.asked.cache_clear()
     monkeypatch.setattr(study, "drawn", drawn)
     monkeypatch.setattr(study, "fits", fits)
-    monkeypatch.setattr(study, "model_of", lambda arm: SimpleNamespace(coder=coder))
+    monkeypatch.setattr(study, "opened", lambda arm: SimpleNamespace(coder=coder))
     figures = study.reranking(0)
     for split in study.SPLITS:
         real = figures[f"{split}: real pictures"]

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from openvocab import loading
 from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.model import CLIP
@@ -15,7 +16,7 @@ def figures(tmp_path, monkeypatch):
     model = CLIP(TINY_CLIP).eval()
     model.tokenizer = train_tokenizer([*CLASSES, *WORDS_M], 320, 40)
     model.save(tmp_path / "model")
-    monkeypatch.setattr(study, "trained", lambda arm, seed: tmp_path)
+    monkeypatch.setattr(study, "opened", lambda arm, seed: loading.load(tmp_path / "model"))
     monkeypatch.setattr(study, "_NUM_TEST", 4)
     return {claim.name: claim.study(0) for claim in study.CLAIMS}
 

@@ -4,16 +4,14 @@ import json
 from dataclasses import replace
 from functools import cache
 
-from openvocab import loading
 from openvocab.adapt.probe import fit_probe
 from openvocab.data.clips import ClipsConfig, MotionClips
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import PLACES, TOLD
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.systems.actionclip import embed_labelled, evaluate
-from openvocab.systems.actionclip.model import ActionCLIP
 from openvocab.world.motion import JOURNEYS
 
 UNSEEN = tuple(name for row, name in enumerate(JOURNEYS) if row // 2 % 6 == 0)
@@ -45,10 +43,6 @@ _STREAM = TEST_SEED + 300
 CLIPS = ClipsConfig(holdout="H1")
 
 
-def model_of(arm: Arm, seed: int) -> ActionCLIP:
-    return loading.load(trained(arm, seed) / "model")
-
-
 @cache
 def motions(seed: int) -> MotionClips:
     return MotionClips(replace(ClipsConfig(), actions=TOLD), 600, _STREAM + seed)
@@ -64,7 +58,7 @@ def unseen_actions(seed: int) -> Figures:
     new = MotionClips(replace(CLIPS, actions=UNSEEN), 480, _STREAM + seed)
     old = MotionClips(replace(CLIPS, actions=SEEN), 480, _STREAM + 50 + seed)
     others = MotionClips(replace(CLIPS, actions=SEEN), 480, _STREAM + 100 + seed, "held_out")
-    model, sixteen = model_of(TRAVELS, seed), model_of(SIXTEEN, seed)
+    model, sixteen = opened(TRAVELS, seed), opened(SIXTEEN, seed)
 
     def top1(test: MotionClips, labels: list[str]) -> float:
         return evaluate(model, test, labels=labels, templates="{}")["top1"]
@@ -91,7 +85,7 @@ def shared_labels(seed: int) -> Figures:
     """Top-1 and calibration of both objectives, a dozen clips of each label in a batch; `gain` is the KL's in top-1."""
     figures = {}
     for name, arm in {"KL": MOTIONS, "cross-entropy": ONE_POSITIVE}.items():
-        found = evaluate(model_of(arm, seed), motions(seed))
+        found = evaluate(opened(arm, seed), motions(seed))
         figures |= {name: found["top1"], f"{name}, calibration error": found["ece"]}
     return {"gain": figures["KL"] - figures["cross-entropy"], **figures}
 
@@ -101,7 +95,7 @@ def heads(seed: int) -> Figures:
 
     `gain` is that of the transformer on the mean, which cannot pass a half.
     """
-    found = {name: evaluate(model_of(arm, seed), motions(seed))["top1"] for name, arm in HEADS.items()}
+    found = {name: evaluate(opened(arm, seed), motions(seed))["top1"] for name, arm in HEADS.items()}
     return {"gain": found["Transf"] - found["meanP"], **found}
 
 

@@ -21,7 +21,7 @@ from openvocab.data.scenes import TEST_SEED, open_scenes
 from openvocab.data.source import PairsConfig
 from openvocab.lab import evaluation, report
 from openvocab.lab.claims import Claim, Figures, Gate, Interval
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.metrics.classify import top_k_accuracy, top_k_credits
 from openvocab.world.caption import PLACES, PROMPTS, SYNONYMS
 from openvocab.world.render import render
@@ -97,7 +97,7 @@ def one_class_more(seed: int, shots: tuple[int, ...] = (1, 4, 16, 64)) -> Figure
 
     Both read the same frozen tower; the closed classifier has 40 pictures of each known class. Means over four classes.
     """
-    clip = loading.load(trained(PLAIN, seed) / "model")
+    clip = opened(PLAIN, seed)
     known, new = split_classes("train", "H1"), held_out_classes("H1")
     chance = np.random.default_rng(seed)
     chosen = chance.choice(new, 4, replace=False)
@@ -196,7 +196,7 @@ SYNTHETIC: dict[str, Kind] = {
 
 def kinds_of_data(seed: int) -> Figures:
     """Zero-shot less a linear classifier of the pixels (signed), and the linear probe of the same tower, by kind."""
-    clip = loading.load(trained(PLAIN, seed) / "model")
+    clip = opened(PLAIN, seed)
     figures: Figures = {}
     for name, (world, label, classes) in (ORDINARY | SYNTHETIC).items():
         scenes = _drawn(name, WorldConfig(**world), 1800, seed)

@@ -6,16 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.blocks.quantize import spread
 from openvocab.clip.created import Pictures
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import CODES, JUDGE, QUIET
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.metrics.generate import frechet, judged
-from openvocab.systems.autoencoders.model import Autoencoder
 from openvocab.world.pairs import scene_pairs
 from openvocab.world.scene import Scenes
 
@@ -42,10 +40,6 @@ _STREAM = TEST_SEED + 400
 AT_LEAST = 0.97
 
 
-def model_of(arm: Arm, seed: int) -> Autoencoder:
-    return loading.load(trained(arm, seed) / "model")
-
-
 @cache
 def pictures(seed: int) -> tuple[Float[Tensor, "image 3 height width"], Scenes]:
     """Of all classes, those too that no training showed."""
@@ -56,7 +50,7 @@ def pictures(seed: int) -> tuple[Float[Tensor, "image 3 height width"], Scenes]:
 def kept(arm: Arm, seed: int) -> float:
     """The share of pictures in which the judge still finds all that was drawn."""
     pixels, scenes = pictures(seed)
-    return judged(model_of(arm, seed).reconstruct(pixels), scenes)["joint"]
+    return judged(opened(arm, seed).reconstruct(pixels), scenes)["joint"]
 
 
 def reconstructions(seed: int) -> Figures:
@@ -74,7 +68,7 @@ def prior(seed: int) -> Figures:
     distance of a CLIP's embeddings to those of real pictures.
     """
     pixels, scenes = pictures(seed)
-    vae, plain = model_of(VAE, seed), model_of(PLAIN, seed)
+    vae, plain = opened(VAE, seed), opened(PLAIN, seed)
     codes = plain.encode(pixels)
     noise = torch.randn(codes.shape, generator=torch.Generator().manual_seed(seed))
     made = {
@@ -83,7 +77,7 @@ def prior(seed: int) -> Figures:
         "autoencoder, fitted": plain.decode(codes.mean(0) + codes.std(0) * noise),
     }
     figures = {name: judged(found, scenes)["valid"] for name, found in made.items()}
-    clip = loading.load(trained(JUDGE, 0) / "model")
+    clip = opened(JUDGE)
     real = clip.embed_images(Pictures(pixels).images())
     for name, found in made.items():
         figures[f"{name}, far"] = frechet(clip.embed_images(Pictures(found).images()), real)
@@ -94,7 +88,7 @@ def collapse(seed: int) -> Figures:
     """Perplexities of the codes of test pictures."""
     figures = {}
     for name, arm in BOOKS.items():
-        model = model_of(arm, seed)
+        model = opened(arm, seed)
         figures[name] = float(spread(model.encode(pictures(seed)[0]), model.network.num_codes)["perplexity"])
     return {"gain": figures["ema and restart"] / figures["plain"], **figures}
 

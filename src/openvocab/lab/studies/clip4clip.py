@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.blocks.temporal import mean_pool
 from openvocab.clip.engine import embed_texts, evaluating
 from openvocab.data.clips import ClipsConfig, MotionClips
@@ -17,7 +16,7 @@ from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import PLACES, TOLD
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.systems.clip4clip.model import CLIP4Clip
 from openvocab.world.caption import fill_prompt
 from openvocab.world.motion import ACTIONS, reverse_action
@@ -71,7 +70,7 @@ def order(seed: int) -> Figures:
     """
     figures = {}
     for name, arm in HEADS.items():
-        right = choices(loading.load(trained(arm, seed) / "model"), clips(seed))
+        right = choices(opened(arm, seed), clips(seed))
         figures |= {name: right.double().mean().item(), f"{name}, forwards": right[0].double().mean().item()}
         if name == "seqTransf":
             figures["decision turns with the frames"] = (right[0] == right[1]).double().mean().item()
@@ -87,7 +86,7 @@ def fusion(seed: int) -> Figures:
     shown = zip(drawn.class_id.tolist(), drawn.action.tolist())
     true = torch.tensor([said.index((row, names[action])) for row, action in shown])
     for name, arm in {"late": LATE, "early": EARLY}.items():
-        model = loading.load(trained(arm, seed) / "model")
+        model = opened(arm, seed)
         found = model.features(test, kept=True)
         began = time.process_time()
         best = torch.cat(list(model.score_blocks([sentence(*pair) for pair in said], found))).argmax(0)

@@ -5,7 +5,6 @@ from functools import cache
 
 import torch
 
-from openvocab import loading
 from openvocab.clip.engine import embed_texts, evaluating
 from openvocab.clip.preprocess import boxes_seen
 from openvocab.clip.regions import crop_embeds
@@ -13,9 +12,8 @@ from openvocab.data.annotated import SHOWN
 from openvocab.data.scenes import TEST_SEED, SceneAnnotations, event_annotations
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.systems.clip_event import evaluate
-from openvocab.systems.clip_event.model import CLIPEvent
 from openvocab.world.event import draw_events, swap_roles
 
 BLIND = Arm(
@@ -41,11 +39,6 @@ _WORLD = "generated events of two things, 3 actions, 6,000 to train on, 400 step
 
 
 @cache
-def model(name: str, seed: int) -> CLIPEvent:
-    return loading.load(trained(ARMS[name], seed) / "model")
-
-
-@cache
 def events(seed: int, reversed_roles: bool = False) -> SceneAnnotations:
     """Test events, or the same pictures with agent and patient exchanged."""
     drawn = draw_events(600, _STREAM + seed)
@@ -59,7 +52,7 @@ def swapped(seed: int) -> Figures:
     """
     figures: Figures = {}
     for name in ARMS:
-        found, other = (evaluate(model(name, seed), events(seed, way), grounded=0) for way in (False, True))
+        found, other = (evaluate(opened(ARMS[name], seed), events(seed, way), grounded=0) for way in (False, True))
         figures |= {name: found["swapped_roles"], f"{name}, reversed": other["swapped_roles"]}
         figures |= {f"{name}, {what}": found[what] for what in ("event", "pair", "i2t_r@1")}
     known = min(figures["both"], figures["both, reversed"]) - AT_LEAST
@@ -71,7 +64,7 @@ def from_pictures(seed: int) -> Figures:
     """What is found in pictures and their boxes alone, without a caption; the mark of the action is boxed too."""
     figures: Figures = {}
     for name in ("order-blind start", "plain", "both", "both and transport"):
-        found = evaluate(model(name, seed), events(seed))
+        found = evaluate(opened(ARMS[name], seed), events(seed))
         figures |= {f"{name}, {what}": found[what] for what in ("event_top1", "role_f1", "role_f1_of_event")}
         figures |= {what: found[what] for what in ("event_chance", "role_f1_chance", "role_f1_of_event_chance")}
     whats = ("event_top1", "event_chance"), ("role_f1", "role_f1_chance")
@@ -82,7 +75,7 @@ def without_boxes(seed: int) -> Figures:
     """What is found in 100 pictures alone; a place counts as a box that it overlaps by 30 %."""
     figures: Figures = {}
     for name in ("plain", "both"):
-        found = evaluate(model(name, seed), events(seed), grounded=100, boxes=False)
+        found = evaluate(opened(ARMS[name], seed), events(seed), grounded=100, boxes=False)
         figures |= {f"{name}, {what}": found[what] for what in ("event_top1", "role_f1", "role_f1_of_event")}
     return figures
 
@@ -99,7 +92,7 @@ def transported(seed: int) -> Figures:
     words = [e.caption.text[span.start : span.end] for e in found if e.caption for span in e.caption.spans]
     there = torch.ones(len(found), 3, dtype=torch.bool)
     for name in ("order-blind start", "both", "both and transport"):
-        tested = model(name, seed)
+        tested = opened(ARMS[name], seed)
         mentions = embed_texts(tested.clip, words).unflatten(0, (-1, 2))
         images = torch.stack([tested.preprocess(each.image) for each in found])
         shares = [boxes_seen(b, each.image.size, tested.preprocessing) for b, each in zip(boxes, found)]

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from functools import cache
 
-from openvocab import loading, systems
+from openvocab import systems
 from openvocab.data.annotated import open_source
 from openvocab.data.scenes import withheld_labels
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 
 WHOLE = Arm(system="clipseg")
 NO_NEGATIVES = WHOLE.but("data.negatives=0")
@@ -22,7 +22,7 @@ WORLD = "300 generated scenes of all pairs, 0.06 M parameters on a frozen CLIP o
 def _measured(arm: Arm, seed: int) -> Figures:
     evaluate = systems.get("clipseg").evaluate
     assert evaluate is not None
-    model = loading.load(trained(arm, seed) / "model")
+    model = opened(arm, seed)
     return evaluate(model, open_source(TEST), withheld_labels("H1"))
 
 

@@ -10,15 +10,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.clip.created import Pictures
 from openvocab.clip.engine import embed_images, embed_texts
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import CODES, OPTIMISER, QUIET
-from openvocab.lab.study import Arm, trained
-from openvocab.systems.dalle.model import DALLE
+from openvocab.lab.study import Arm, opened
 from openvocab.world.caption import Caption, CaptionConfig, captions
 from openvocab.world.judge import Verdict, judge, verdict
 from openvocab.world.render import render
@@ -51,21 +49,16 @@ def judged(pixels_01: Float[Tensor, "image 3 size size"], scenes: Scenes, said: 
 
 
 @cache
-def model_of(arm: Arm) -> DALLE:
-    return loading.load(trained(arm, 0) / "model")
-
-
-@cache
 def drawn(arm: Arm, seed: int, split: str) -> Float[Tensor, "image 3 size size"]:
     """`NUM` pictures of each prompt."""
-    model, said = model_of(arm), asked(split, seed)[1]
+    model, said = opened(arm), asked(split, seed)[1]
     return model.generate([each.text for each in said], NUM, seed=seed, batch_size=320).pixels_01
 
 
 @cache
 def fits(arm: Arm, seed: int, split: str) -> Float[Tensor, "prompt sample"]:
     """How well each picture fits its prompt, as the CLIP says that pictures are chosen by."""
-    clip = loading.load(trained(OPTIMISER, 0) / "model")
+    clip = opened(OPTIMISER)
     pictures = embed_images(clip, Pictures(drawn(arm, seed, split)).images(), batch_size=256)
     texts = embed_texts(clip, [each.text for each in asked(split, seed)[1]])
     return torch.einsum("pnd,pd->pn", pictures.unflatten(0, (-1, NUM)), texts)
@@ -93,7 +86,7 @@ def drawing(seed: int, arm: Arm = DRAWER) -> Figures:
         figures[f"{split}: other prompts"] = float(
             judged(made, scenes[order], [said[row] for row in order]).joint.mean()
         )
-        real = model_of(arm).coder.reconstruct(torch.from_numpy(render(scenes, QUIET.size_px)).float() / 255)
+        real = opened(arm).coder.reconstruct(torch.from_numpy(render(scenes, QUIET.size_px)).float() / 255)
         figures[f"{split}: real pictures"] = float(judged(real, scenes, said).joint.mean())
         right, scores = torch.from_numpy(found.joint).view(-1, NUM), fits(arm, seed, split)
         chance = torch.rand(scores.shape, generator=torch.Generator().manual_seed(seed))

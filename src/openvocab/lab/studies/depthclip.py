@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.config import to_dict
 from openvocab.data.depths import RoomDepths
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.metrics.interval import bootstrap
 from openvocab.systems import depthclip
 from openvocab.systems.clip import SIZES
@@ -46,7 +45,7 @@ KEPT = ("abs_rel", "rmse", "delta1", "spearman")
 
 def reader(arm: Arm, seed: int, **settings: Any) -> DepthCLIP:
     """A CLIP that sees whole rooms at the size that it saw parts of them."""
-    clip = loading.load(trained(arm, seed) / "model")
+    clip = opened(arm, seed)
     whole = replace(clip.preprocessing, image_size=96)
     return depthclip.build(replace(depthclip.SIZES["tiny"], preprocess=whole, **settings), clip)
 

@@ -6,14 +6,12 @@ from functools import cache
 import torch
 from PIL import Image
 
-from openvocab import loading
 from openvocab.clip.regions import Detection, measure_detection, measure_grounding
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.scenes import withheld_labels
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
-from openvocab.systems.glip.model import GLIP
+from openvocab.lab.study import Arm, opened
 
 GROUNDED = Arm(system="glip")
 FUSED = GROUNDED.but("data.told=[]")
@@ -37,20 +35,15 @@ def _test(source: str) -> Annotated:
 
 
 @cache
-def _model(arm: Arm, seed: int) -> GLIP:
-    return loading.load(trained(arm, seed) / "model")
-
-
-@cache
 def _found(arm: Arm, seed: int) -> Figures:
     """Figures of boxes."""
-    model, data = _model(arm, seed), _test(TEST)
+    model, data = opened(arm, seed), _test(TEST)
     return measure_detection(lambda image: model.detect(image, data.labels), data, NOVEL)
 
 
 @cache
 def _grounded(arm: Arm, seed: int, source: str) -> Figures:
-    return measure_grounding(_model(arm, seed).ground, _test(source))
+    return measure_grounding(opened(arm, seed).ground, _test(source))
 
 
 def fusion_gain(seed: int) -> Figures:
@@ -67,7 +60,7 @@ def fusion_gain(seed: int) -> Figures:
 
 
 def _reordered(seed: int) -> Figures:
-    model, data = _model(GROUNDED, seed), _test(TEST)
+    model, data = opened(GROUNDED, seed), _test(TEST)
     rows = torch.randperm(len(data.labels), generator=torch.Generator().manual_seed(seed))
     names = [data.labels[row] for row in rows]
 

@@ -8,13 +8,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from openvocab import loading, systems
+from openvocab import systems
 from openvocab.clip.dense import Segmentation
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.metrics.interval import bootstrap
 from openvocab.metrics.segment import best_segment_iou, pixel_counts
 
@@ -64,7 +64,7 @@ def chosen(segment: Segmenter) -> dict:
 
 def segmenter(arm: Arm, seed: int) -> Segmenter:
     """GroupViT's own inference, or MaskCLIP's reading of a CLIP."""
-    model = loading.load(trained(arm, seed))
+    model = opened(arm, seed)
     labels = open_source("scenes:1").labels
     if arm.system == "clip":
         model = systems.get("maskclip").build("tiny", model)
@@ -88,7 +88,7 @@ def object_iou(arm: Arm, seed: int, crowded: bool = False, **how: int) -> Figure
     Args:
         crowded: of pictures with three objects alone.
     """
-    model, data = loading.load(trained(arm, seed)), open_source(TEST)
+    model, data = opened(arm, seed), open_source(TEST)
     rng, fits, drawn = torch.Generator().manual_seed(seed), [], []
     for index in range(len(data)):
         found = data.read(index)

@@ -3,21 +3,19 @@
 import json
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.clip.dense import NONE
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.scenes import withheld_labels
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.systems import lseg
 from openvocab.world.scene import CLASSES
 
@@ -34,12 +32,7 @@ ENOUGH, SHARE, CLOSED_LIMIT = 0.30, 0.55, 0.01
 
 @cache
 def _measured(arm: Arm, seed: int) -> Figures:
-    return lseg.evaluate(_model(arm, seed), _test(), withheld_labels("H1"))
-
-
-@cache
-def _model(arm: Arm, seed: int) -> Any:
-    return loading.load(trained(arm, seed) / "model")
+    return lseg.evaluate(opened(arm, seed), _test(), withheld_labels("H1"))
 
 
 @cache
@@ -75,7 +68,7 @@ def label_set(seed: int) -> Figures:
     """
     figures: Figures = {}
     for suffix, arm in (("", WORDS), (", asked", ASKED)):
-        found = _named(_model(arm, seed), _test())
+        found = _named(opened(arm, seed), _test())
         figures |= {f"{name}{suffix}": value for name, value in found.items()}
     return figures | {"gain": figures["renamed"] - figures["renamed, asked"]}
 

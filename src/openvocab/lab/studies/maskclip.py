@@ -6,13 +6,12 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-from openvocab import loading
 from openvocab.clip.dense import measure_segmentation
 from openvocab.clip.vocabulary import Vocabulary, vocabulary
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.systems import maskclip
 from openvocab.systems.maskclip import MaskCLIP, MaskCLIPConfig
 from openvocab.world.scene import CLASSES
@@ -34,7 +33,7 @@ def _words() -> Vocabulary:
 
 @cache
 def _model(reading: str) -> MaskCLIP:
-    return maskclip.build(READINGS[reading], loading.load(trained(STAGE_0, 0) / "model"))
+    return maskclip.build(READINGS[reading], opened(STAGE_0, 0))
 
 
 def _miou(reading: str, words: Vocabulary, data: Annotated) -> float:
@@ -53,7 +52,7 @@ def untrained(seed: int) -> Figures:
 
 def masks(seed: int) -> Figures:
     """Mean IoU from words alone and from masks of three quarters of the labels; every pixel of an object is named."""
-    data, learned = open_source(f"scenes:300:{seed}"), loading.load(trained(MASKED, seed) / "model")
+    data, learned = open_source(f"scenes:300:{seed}"), opened(MASKED, seed)
     words = vocabulary(learned.clip, CLASSES, "{}")
     found = measure_segmentation(
         lambda image: learned.segment(image, words, others=False), data, background_given=True

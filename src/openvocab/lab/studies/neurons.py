@@ -4,7 +4,6 @@ One training a model; the pictures are drawn anew for each seed, and the interva
 """
 
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import torch
@@ -12,12 +11,10 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from openvocab import loading
-from openvocab.clip.model import CLIP
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import JUDGE, OPTIMISER, QUIET
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import opened
 from openvocab.systems.neurons import SIZES, build, selectivity
 from openvocab.world.render import render
 from openvocab.world.scene import COLOURS, SHAPES, STYLES, WORDS, Scenes, class_scenes
@@ -30,11 +27,6 @@ _AREA = 0.8
 _EACH = 8
 """Pictures of each of 64 classes, and of each of 16 words in four times as many."""
 WORLD = "generated scenes of 32 pixels, 512 pictures a seed; a ResNet of 0.3 M parameters and its 96 neurons"
-
-
-@cache
-def clip(arm: Arm) -> CLIP:
-    return loading.load(trained(arm, 0) / "model")
 
 
 def _images(scenes: Scenes) -> list[Image.Image]:
@@ -63,7 +55,7 @@ def multimodal(seed: int) -> Figures:
     """Of 16 concepts, how many have a neuron that answers to pictures and to the written word; to sketches as well."""
     figures: Figures = {}
     for name, arm in (("words told", OPTIMISER), ("words untold", UNTOLD)):
-        asked = build("small", clip(arm))
+        asked = build("small", opened(arm))
         areas = []
         for style in ("clean", "sketch"):
             scenes = _things(seed, style)
@@ -89,18 +81,18 @@ def _found(areas: torch.Tensor) -> float:
 def _best(seed: int) -> Float[Tensor, "concept neuron"]:
     """For each concept the neuron that tells it best."""
     scenes = _things(seed)
-    areas = selectivity(build("small", clip(OPTIMISER)).activations(_images(scenes)), _shown(scenes))
+    areas = selectivity(build("small", opened(OPTIMISER)).activations(_images(scenes)), _shown(scenes))
     return torch.eye(areas.shape[0])[areas.argmax(0)]
 
 
 def best_of_each(seed: int) -> list[tuple[str, Image.Image]]:
     """Concepts with what is drawn for their best neurons, for the gallery."""
-    return list(zip(CONCEPTS, build("small", clip(OPTIMISER)).draw(_best(seed), seed=seed).images()))
+    return list(zip(CONCEPTS, build("small", opened(OPTIMISER)).draw(_best(seed), seed=seed).images()))
 
 
 def drawn(seed: int) -> Figures:
     """Of pictures drawn for the best neuron of each concept, the share that another CLIP calls by its name."""
-    model, judge, directions = clip(OPTIMISER), clip(JUDGE), _best(seed)
+    model, judge, directions = opened(OPTIMISER), opened(JUDGE), _best(seed)
     plain, names = SIZES["small"], judge.embed_texts(list(PROMPTS))
     arms = {"all": plain, "no views": replace(plain, views=0), "no spectrum": replace(plain, fourier=False)}
     arms |= {"plain colours": replace(plain, decorrelated=False)}
@@ -119,7 +111,7 @@ def drawn(seed: int) -> Figures:
 
 def attacked(seed: int) -> Figures:
     """The share of pictures whose colour or shape is named rightly, as they are and with a word written on them."""
-    model, scenes = clip(OPTIMISER), _things(seed)
+    model, scenes = opened(OPTIMISER), _things(seed)
     random = np.random.default_rng(seed)
     figures: Figures = {}
     for what, names, truth in (("colour", COLOURS, scenes.colour[:, 0]), ("shape", SHAPES, scenes.shape[:, 0])):

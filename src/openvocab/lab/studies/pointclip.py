@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.adapt.probe import search_probe
 from openvocab.blocks.pointnet import PointNet
 from openvocab.blocks.projection import FEW_SHOT, REALISTIC, Cameras
@@ -19,7 +18,7 @@ from openvocab.clip.engine import evaluating
 from openvocab.data.points import PointsConfig, open_points, read_all
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate, Interval
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.metrics.classify import top_k_accuracy
 from openvocab.shapes import Batch
 from openvocab.systems import pointclip as system
@@ -67,7 +66,7 @@ class Seen:
 def reader(arm: Arm, seed: int, cameras: Cameras = SHOWN) -> PointCLIP:
     """A CLIP that reads clouds without having learnt to."""
     config = replace(system.SIZES["zeroshot"], cameras=cameras, normalised=cameras.pixel == "filled")
-    return system.build(config, loading.load(trained(arm, seed) / "model")).eval()
+    return system.build(config, opened(arm, seed)).eval()
 
 
 @cache
@@ -113,7 +112,7 @@ def zero_shot(seed: int) -> Figures:
 
 @cache
 def adapted(shots: int, seed: int) -> PointCLIP:
-    return loading.load(trained(FEW.but(f"data.shots={shots}"), seed) / "model")
+    return opened(FEW.but(f"data.shots={shots}"), seed)
 
 
 def few_shot(seed: int) -> Figures:

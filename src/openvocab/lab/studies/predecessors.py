@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openvocab import loading, systems
+from openvocab import systems
 from openvocab.adapt.probe import LinearProbe, fit_probe
 from openvocab.clip import measure
 from openvocab.clip.measure import pool_labelled
@@ -17,7 +17,7 @@ from openvocab.data.radiographs import open_radiographs
 from openvocab.data.scenes import TEST_SEED, open_scenes
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.image_only import train_labels, train_momentum, train_patches
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.metrics.classify import roc_auc, top_k_accuracy
 from openvocab.world.radiograph import FINDINGS, draw_radiographs
 from openvocab.world.scene import Split
@@ -80,7 +80,7 @@ def predecessors(seed: int) -> Figures:
     """Zero-shot on seen and held-out pairs, and a probe, of every system."""
     figures: Figures = {}
     for name, arm in ARMS.items():
-        model = loading.load(trained(arm, seed) / "model")
+        model = opened(arm, seed)
         figures |= {f"{name}_{split}": zero_shot(model, split) for split in ("train", "held_out")}
         figures[f"{name}_probe"] = probe(model, seed)
     return figures | {
@@ -94,7 +94,7 @@ def without_words(seed: int) -> Figures:
     """Probes of towers trained on the pictures alone."""
     recipe = CLIP_ARM.recipe(seed)
     figures = {
-        "clip_probe": probe(loading.load(trained(CLIP_ARM, seed) / "model"), seed),
+        "clip_probe": probe(opened(CLIP_ARM, seed), seed),
         "momentum_probe": probe(train_momentum(recipe), seed),
         "patches_probe": probe(train_patches(recipe), seed),
     }
@@ -104,7 +104,7 @@ def without_words(seed: int) -> Figures:
 def radiographs(seed: int) -> Figures:
     """Mean area under the ROC curve over findings: probes on a tenth of the labels, a tower from scratch on all."""
     arm, stream = FILM_ARM, LABEL_SEED + seed
-    model = loading.load(trained(arm, seed) / "model")
+    model = opened(arm, seed)
     labelled = open_radiographs(LABELLED, seed=stream)
     known, asked = _findings(LABELLED, 0, stream), _findings(ASKED, LABELLED, stream)
     wanted = ["".join(map(str, row)) for row in known.tolist()]

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.blocks.vit import ViT
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
@@ -15,7 +14,7 @@ from openvocab.data.scenes import open_annotated_scenes
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import JUDGE, OPTIMISER
-from openvocab.lab.study import trained
+from openvocab.lab.study import opened
 from openvocab.shapes import Images
 from openvocab.world.scene import CLASSES, WorldConfig
 
@@ -83,11 +82,11 @@ def _attention(clip: CLIP, images: Images, *, rollout: bool = False) -> Maps:
 
 
 def vit(seed: int) -> Figures:
-    return points_at(loading.load(trained(JUDGE, 0) / "model"), seed)
+    return points_at(opened(JUDGE), seed)
 
 
 def resnet(seed: int) -> Figures:
-    return points_at(loading.load(trained(OPTIMISER, 0) / "model"), seed)
+    return points_at(opened(OPTIMISER), seed)
 
 
 _SAYS = "Hiding parts of a picture tells where it shows what a text names, whatever the tower."

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openvocab import loading
 from openvocab.clip.measure import pool_labelled
 from openvocab.clip.model import CLIP
 from openvocab.data.memory import InMemory
@@ -15,7 +14,7 @@ from openvocab.data.scenes import TEST_SEED, open_scenes
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.image_only import train_labels
 from openvocab.lab.studies.predecessors import CLIP_ARM, zero_shot
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.metrics.classify import top_k_accuracy
 
 PAIRS = (200, 600, 2000, 6000, 20_000)
@@ -106,7 +105,7 @@ def _with_classes(pairs: InMemory) -> InMemory:
 @cache
 def _error(arm: Arm, seed: int) -> float:
     """Zero-shot error on the pairs of colour and shape that captions named."""
-    return max(1 - zero_shot(loading.load(trained(arm, seed) / "model"), "train"), 1e-3)
+    return max(1 - zero_shot(opened(arm, seed), "train"), 1e-3)
 
 
 def _log_error(arm: Arm, seed: int) -> float:
@@ -115,7 +114,7 @@ def _log_error(arm: Arm, seed: int) -> float:
 
 def _spent(arm: Arm, seed: int) -> tuple[float, float]:
     error = _log_error(arm, seed)
-    model, recipe = loading.load(trained(arm, seed) / "model"), arm.recipe(seed)
+    model, recipe = opened(arm, seed), arm.recipe(seed)
     return math.log10(flops(model) * FORWARD_AND_BACKWARD * recipe.fit.steps * recipe.data.batch_size), error
 
 

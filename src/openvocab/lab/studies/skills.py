@@ -6,7 +6,6 @@ from functools import cache
 
 import torch
 
-from openvocab import loading
 from openvocab.adapt.probe import fit_probe
 from openvocab.config import to_dict
 from openvocab.lab import report
@@ -14,7 +13,7 @@ from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.demo import examine
 from openvocab.lab.evaluation import intervals
 from openvocab.lab.skills import answers, measure_skills, skills
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.world.scene import STYLES, rich_world
 
 PLAIN = Arm()
@@ -54,7 +53,7 @@ ABSTRACT = ("same", "symmetry", "odd")
 @cache
 def _measured(arm: Arm, seed: int) -> tuple[Figures, Mapping[str, tuple[float, float]], Figures]:
     """Of every skill: accuracy, its interval, and how far it is above chance when 1 is all right."""
-    measured, about = measure_skills(loading.load(trained(arm, seed) / "model"))
+    measured, about = measure_skills(opened(arm, seed))
     chance = {name: row["chance"] for name, row in about["skills"].items()}
     above = {name: (value - chance[name]) / (1 - chance[name]) for name, value in measured.figures.items()}
     return measured.figures, {name: (low, high) for name, (low, high) in intervals(measured).items()}, above
@@ -111,7 +110,7 @@ def far_shift(seed: int) -> Figures:
     """Real handwritten digits: zero-shot, and logistic regression on 64 raw pixels fitted on the first half."""
     (digits,) = skills(("digits",))
     half = len(digits.truth) // 2
-    zero_shot = answers(loading.load(trained(PLAIN, seed) / "model"), digits)[half:].mean().item()
+    zero_shot = answers(opened(PLAIN, seed), digits)[half:].mean().item()
     pixels = torch.from_numpy(digits.pictures[:, 0, ::8, ::8].reshape(len(digits.truth), -1)).double() / 255
     labels = torch.from_numpy(digits.truth)
     probe = fit_probe(pixels[:half], labels[:half], 10, 1.0)
@@ -138,7 +137,7 @@ def composition(seed: int) -> Figures:
     figures: Figures = {}
     (swaps,) = skills(("binding",))
     for name, arm in (arms | {"neighbours": Arm(settings=(*WORDS_IN_PAIRS, *mix))}).items():
-        clip = loading.load(trained(arm, seed) / "model")
+        clip = opened(arm, seed)
         figures[f"{name}, binding"] = answers(clip, swaps).mean().item()
         figures[f"{name}, unseen pairs"] = examine(clip, held_out=True).ensemble
     shallow, deep = f"{DEPTHS[0]} layers", f"{DEPTHS[-1]} layers"

@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.clip.created import Drawing, Pictures
-from openvocab.clip.model import CLIP
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import JUDGE, OPTIMISER, QUIET, STILL
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.systems import clipasso, clipdraw
 from openvocab.world.render import render, truth
 from openvocab.world.scene import BACKGROUNDS, CLASSES, SHAPES, class_scenes, held_out_classes
@@ -36,11 +34,6 @@ _STREAM = TEST_SEED + 300
 
 
 @cache
-def clip(arm: Arm) -> CLIP:
-    return loading.load(trained(arm, 0) / "model")
-
-
-@cache
 def shown(seed: int, backgrounds: tuple[str, ...] = QUIET.backgrounds) -> list[tuple[Image.Image, np.ndarray, int]]:
     """Six pictures of a seed, each of another shape and colour, with the mask of what they show and its class."""
     classes = (np.arange(6) + seed) % 8 * len(SHAPES) + (3 * np.arange(6) + seed) % 8
@@ -52,12 +45,12 @@ def shown(seed: int, backgrounds: tuple[str, ...] = QUIET.backgrounds) -> list[t
 
 def embedded(arm: Arm, pictures: list[Drawing] | Tensor) -> Tensor:
     pixels = pictures if isinstance(pictures, Tensor) else torch.stack([each.pixels_01 for each in pictures])
-    return clip(arm).embed_images(Pictures(pixels).images())
+    return opened(arm).embed_images(Pictures(pixels).images())
 
 
 @cache
 def words() -> Tensor:
-    return clip(JUDGE).vocabulary([f"a {name}" for name in CLASSES], "name", cache=False).embeds
+    return opened(JUDGE).vocabulary([f"a {name}" for name in CLASSES], "name", cache=False).embeds
 
 
 def named(drawings: list[Drawing], classes: list[int]) -> float:
@@ -80,7 +73,7 @@ def sketched(
     for image, thing, _ in rows:
         ink = np.array(image)[thing].mean(0) / 255
         config = replace(SKETCHING, ink=tuple(ink.tolist()), remove_background=mask == "attention", **changes)
-        model = clipasso.build(config, clip(OPTIMISER), clip(looking))
+        model = clipasso.build(config, opened(OPTIMISER), opened(looking))
         drawings.append(model.sketch(image, mask=thing if mask == "true" else None, seed=seed))
         targets.append(model.target(image, thing)[0])
     cosines = F.cosine_similarity(embedded(JUDGE, drawings), embedded(JUDGE, torch.stack(targets)))
@@ -141,10 +134,10 @@ def drawn(seed: int) -> Figures:
         "no views": ({"views": 0}, []),
         "negatives": ({}, ["a word", "a noisy picture"]),
     }
-    own = clip(OPTIMISER).vocabulary([f"a {name}" for name in CLASSES], "name", cache=False).embeds
+    own = opened(OPTIMISER).vocabulary([f"a {name}" for name in CLASSES], "name", cache=False).embeds
     figures, truths = {}, torch.tensor(classes)
     for name, (changes, negatives) in arms.items():
-        artist = clipdraw.build(replace(DRAWING, **changes), clip(OPTIMISER))
+        artist = clipdraw.build(replace(DRAWING, **changes), opened(OPTIMISER))
         made = [artist.draw(f"a {CLASSES[label]}", negatives, seed=seed) for label in classes]
         right = (embedded(JUDGE, made) @ words().T).argmax(1) == truths
         maker = (embedded(OPTIMISER, made) @ own.T).argmax(1) == truths

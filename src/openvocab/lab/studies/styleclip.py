@@ -11,14 +11,13 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from openvocab import loading
 from openvocab.blocks.styled import Layered, Styles
 from openvocab.clip.model import CLIP
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import OPTIMISER, QUIET
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.systems.styleclip.editing import DirectionEdit, Edit, Editor, LatentEdit, MapperEdit
 from openvocab.world.judge import judge, verdict
 from openvocab.world.render import render
@@ -51,8 +50,8 @@ _ABOUT = "large single objects, 32 px; one generator of 0.3 M parameters, a CLIP
 
 @cache
 def editor() -> Editor:
-    clip: CLIP = loading.load(trained(OPTIMISER, 0) / "model")
-    return Editor(loading.load(trained(GENERATOR, 0) / "model"), clip)
+    clip: CLIP = opened(OPTIMISER)
+    return Editor(opened(GENERATOR), clip)
 
 
 def class_of(name: str) -> int:

@@ -13,14 +13,13 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
-from openvocab import loading
 from openvocab.blocks.diffusion import DDIM
 from openvocab.clip.created import Pictures
 from openvocab.data.scenes import TEST_SEED
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import JUDGE, QUIET
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.metrics.generate import frechet
 from openvocab.metrics.retrieve import score_ranks
 from openvocab.shapes import Embeds
@@ -50,11 +49,6 @@ the way from picture to picture, of the best text diff."""
 _SHOWN = ("best of 1", "best of 2", "no prior", "mean embedding", "true embedding", "captions alone")
 _SHOWN += ("best of 2, unheard", "no prior, unheard", "captions of others", "real pictures")
 WORLD = "generated scenes of one object, 32 px; a CLIP of 0.7 M parameters, a prior of 0.7 M, a decoder of 0.5 M"
-
-
-@cache
-def model(arm: Arm) -> UnCLIP:
-    return loading.load(trained(arm, 0) / "model")
 
 
 @cache
@@ -90,7 +84,7 @@ def prior_or_none(seed: int) -> Figures:
 
     `far`: Frechet distance of another CLIP's embeddings to those of other real pictures.
     """
-    unclip, drawn = model(UNCLIP), pictures(seed)
+    unclip, drawn = opened(UNCLIP), pictures(seed)
     said = grammar.captions(drawn.scenes, _STREAM + seed)
     text, true = unclip.captions([each.text for each in said]), embeds_of(unclip, drawn.pictures)
     noise = unclip.noise(len(said), torch.Generator().manual_seed(seed))
@@ -119,7 +113,7 @@ def prior_or_none(seed: int) -> Figures:
 
 
 def seen_by_judge(made: Tensor) -> Embeds:
-    clip = loading.load(trained(JUDGE, 0) / "model")
+    clip = opened(JUDGE)
     return clip.embed_images(Pictures(((made + 1) / 2).clamp(0, 1)).images())
 
 
@@ -130,10 +124,10 @@ def imagined(unclip: UnCLIP, text: Caption, candidates: int, seed: int) -> Embed
 
 def two_priors(seed: int) -> Figures:
     """Cosine with the true z_i, and how often that is the nearest of all, of what either prior says and of z_t."""
-    unclip, drawn = model(UNCLIP), pictures(seed + 10, _MANY // 2)
+    unclip, drawn = opened(UNCLIP), pictures(seed + 10, _MANY // 2)
     true, text = embeds_of(unclip, drawn.pictures), unclip.captions(grammar.texts(drawn.scenes, _STREAM + seed))
     sources = {f"diffusion, best of {number}": imagined(unclip, text, number, seed) for number in (1, 2)}
-    sources |= {"autoregressive": imagined(model(AUTOREGRESSIVE), text, 2, seed), "text": text.embed}
+    sources |= {"autoregressive": imagined(opened(AUTOREGRESSIVE), text, 2, seed), "text": text.embed}
     figures: Figures = {}
     for name, found in sources.items():
         ranks, _ = score_ranks([found @ true.T], torch.arange(len(true)))
@@ -144,7 +138,7 @@ def two_priors(seed: int) -> Figures:
 
 def guidance(seed: int) -> Figures:
     """Four pictures of a caption at rising guidance: how many show it, and how far they differ from each other."""
-    unclip, drawn = model(UNCLIP), pictures(seed, _EDITED // 2)
+    unclip, drawn = opened(UNCLIP), pictures(seed, _EDITED // 2)
     rows = np.repeat(np.arange(0, _EDITED, 4), 4)
     said, scenes = grammar.captions(drawn.scenes, _STREAM + seed), drawn.scenes[rows]
     said = [said[row] for row in rows]
@@ -161,7 +155,7 @@ def guidance(seed: int) -> Figures:
 
 def manipulations(seed: int) -> Figures:
     """Inversion, variations, interpolations and text diffs of real pictures; `margin` is the least of what is asked."""
-    unclip, drawn = model(UNCLIP), pictures(seed, _EDITED // 2)
+    unclip, drawn = opened(UNCLIP), pictures(seed, _EDITED // 2)
     image, scenes, real = embeds_of(unclip, drawn.pictures), drawn.scenes, pixels_of(drawn)
     process, figures = unclip.decoder.process, {}
     for steps in (20, 50, 100):

@@ -9,7 +9,6 @@ from functools import cache
 import torch
 from PIL import Image
 
-from openvocab import loading
 from openvocab.clip.engine import evaluating
 from openvocab.clip.regions import Detection, crop_embeds, detections, measure_detection
 from openvocab.clip.vocabulary import Vocabulary
@@ -17,7 +16,7 @@ from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.scenes import withheld_labels
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened
 from openvocab.systems import vild
 from openvocab.systems.vild.model import ViLD
 
@@ -39,13 +38,8 @@ def _test() -> Annotated:
 
 
 @cache
-def _model(arm: Arm, seed: int) -> ViLD:
-    return loading.load(trained(arm, seed) / "model")
-
-
-@cache
 def _measured(arm: Arm, seed: int) -> Figures:
-    return vild.evaluate(_model(arm, seed), _test(), NOVEL)
+    return vild.evaluate(opened(arm, seed), _test(), NOVEL)
 
 
 def _named(name: str, found: Figures) -> Figures:
@@ -66,7 +60,7 @@ def distillation(seed: int) -> Figures:
 
 def two_heads(seed: int) -> Figures:
     """Harmonic means of base and novel AP50: the ensemble, each of its heads alone, and the arms of `distillation`."""
-    both = _model(TWO_HEADS, seed)
+    both = opened(TWO_HEADS, seed)
     words = both.words(_test().labels)
     figures = {"ensemble": _measured(TWO_HEADS, seed), "text": _measured(TEXT, seed)}
     figures |= {"distilled": _measured(DISTILLED, seed), "crops": _crops(seed)}
@@ -83,7 +77,7 @@ def two_heads(seed: int) -> Figures:
 @cache
 def _crops(seed: int) -> Figures:
     """CLIP on crops of the proposals of ViLD-text, times how likely they are objects (the paper's section 3.2)."""
-    detector = _model(TEXT, seed)
+    detector = opened(TEXT, seed)
     words = detector.words(_test().labels)
     return measure_detection(lambda image: _look_at_crops(detector, image, words), _test(), NOVEL)
 
@@ -97,7 +91,7 @@ def _look_at_crops(detector: ViLD, image: Image.Image, words: Vocabulary) -> Det
 
 def cost(seed: int) -> Figures:
     """Processor time of naming the proposals of a picture: by the distilled head, and by CLIP on two crops of each."""
-    detector, image = _model(DISTILLED, seed), _test().read(0).image
+    detector, image = opened(DISTILLED, seed), _test().read(0).image
     words, boxes = detector.words(_test().labels), detector.propose(image).boxes
     with evaluating(detector):
         maps, found, _ = detector._look(image)

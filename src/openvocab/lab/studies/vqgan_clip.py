@@ -5,19 +5,16 @@ CLIP, which nothing was optimised for, and by the exact judge.
 """
 
 from dataclasses import replace
-from functools import cache
 
 import torch
 from torch import nn
 
-from openvocab import loading
 from openvocab.clip.created import Pictures
 from openvocab.clip.drawing import PLAIN, clamp, frozen, optimise
-from openvocab.clip.model import CLIP
 from openvocab.lab import report
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.starts import CODES, JUDGE, OPTIMISER
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import opened
 from openvocab.shapes import Images
 from openvocab.systems.vqgan_clip import SIZES, VQGANCLIP, build
 from openvocab.train.config import GroupConfig
@@ -39,24 +36,19 @@ class Pixels(nn.Module):
         return clamp(self.pixels)
 
 
-@cache
-def clip(arm: Arm) -> CLIP:
-    return loading.load(trained(arm, 0) / "model")
-
-
 def optimised(seed: int) -> Figures:
     """Of pictures of every class, per way of making them: the share that each CLIP and the judge name rightly."""
-    coder = loading.load(trained(CODES, 0) / "model")
-    texts = clip(OPTIMISER).embed_texts([f"a {name}" for name in CLASSES])[:, None]
+    coder = opened(CODES)
+    texts = opened(OPTIMISER).embed_texts([f"a {name}" for name in CLASSES])[:, None]
     weights = torch.tensor([1.0, -torch.inf]).expand(len(texts), 1, 2)
     batch = {"texts": texts, "weights": weights}
     figures: Figures = {}
     for name, config in ARMS.items():
-        made = build(config, clip(OPTIMISER), coder).optimised(batch, seed)
+        made = build(config, opened(OPTIMISER), coder).optimised(batch, seed)
         figures |= _named(name, made)
     return (
         figures
-        | _named("pixels", _from_pixels(build(_CONFIG, clip(OPTIMISER), coder), batch, seed))
+        | _named("pixels", _from_pixels(build(_CONFIG, opened(OPTIMISER), coder), batch, seed))
         | {"gain of cutouts": figures["cutouts, other CLIP"] - figures["no cutouts, other CLIP"]}
     )
 
@@ -74,7 +66,7 @@ def _named(name: str, made: Images) -> Figures:
     images, rows = Pictures(made).images(), torch.arange(len(CLASSES))
     figures: Figures = {}
     for who, arm in (("own CLIP", OPTIMISER), ("other CLIP", JUDGE)):
-        model = clip(arm)
+        model = opened(arm)
         scores = model.embed_images(images) @ model.embed_texts([f"a {name}" for name in CLASSES]).T
         figures[f"{name}, {who}"] = (scores.argmax(1) == rows).double().mean().item()
     found = judge((made.clamp(0, 1) * 255).round().byte().numpy())

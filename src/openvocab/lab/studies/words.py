@@ -18,7 +18,7 @@ from openvocab.data.extras import require
 from openvocab.data.pairs import open_pairs
 from openvocab.lab.bias import Audit, measure_bias
 from openvocab.lab.claims import Claim, Figures, Gate
-from openvocab.lab.study import Arm, trained
+from openvocab.lab.study import Arm, opened, trained
 from openvocab.lab.training import train_system
 from openvocab.metrics.classify import average_precision, top_k_accuracy
 from openvocab.world.render import render
@@ -87,7 +87,7 @@ def one_word_two_things(seed: int) -> Figures:
         typed = chance.random() < 0.5
         text = f"{said}, a type of {kind}" if typed else noun
         rows.append({"caption": f"a {COLOURS[colour]} {text}" if chance.random() < 0.5 else f"a {text}"})
-    clip = loading.load(trained(arm_on(told("polysemy", classes, 0, rows)), seed) / "model")
+    clip = opened(arm_on(told("polysemy", classes, 0, rows)), seed)
     asked = np.tile(np.arange(len(CLASSES)), TEST // len(CLASSES))
     shapes = drawn(asked)[1]
     test = open_pairs(told("polysemy-test", asked, 1, [{"caption": "x", "label": SHAPES[s]} for s in shapes]))
@@ -127,7 +127,7 @@ def planted_bias(seed: int) -> Figures:
                 noun = SHAPES[shape] if chance.random() < 0.5 else "thing"
                 rows.append({"caption": f"a {word} {noun}", "label": word, "group": "warm" if hot else "cool"})
             sides.append(told(f"bias-{name}-{part}", classes, part == "test", rows))
-        clip = loading.load(trained(arm_on(sides[0]), seed) / "model")
+        clip = opened(arm_on(sides[0]), seed)
         audit = Audit(groups="group", labels=("friendly thing",), harmful=("shady thing",))
         _, gaps = measure_bias(clip, open_pairs(sides[1], captioned=False), audit, ("a {}",))
         gap = next(gap for gap in gaps if (gap["answer"], gap["group"]) == ("harmful", "warm"))
