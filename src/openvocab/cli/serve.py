@@ -42,14 +42,14 @@ def serve(
 
     own = Options(api_key=api_key, hosts=() if api_key else listen.LOOPBACK, allow_urls=allow_urls)
     options = config.override(own, settings or [])
-    listener = listen.bind(host, port, options)
-    clip = loading.load(source)
-    if not isinstance(clip, CLIP):
-        raise ValueError(f"--model {source} is a {type(clip).__name__}; give a CLIP, and this as --system {source}")
-    systems = api.systems_of(clip, [loading.load(each) for each in sources or []])
-    searched = Index.open(index) if index else None
-    served = api.create(encoder(clip), searched, systems, options, Path(index or "").name)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    show({"address": address, "verbs": list(systems)}, as_json, address)
-    progress.silence()  # bars of many callers at once say nothing
-    listen.server(served, options).run(sockets=[listener])
+    with listen.bind(host, port, options) as listener:
+        clip = loading.load(source)
+        if not isinstance(clip, CLIP):
+            raise ValueError(f"--model {source} is a {type(clip).__name__}; give a CLIP, and this as --system {source}")
+        systems = api.systems_of(clip, [loading.load(each) for each in sources or []])
+        searched = Index.open(index) if index else None
+        served = api.create(encoder(clip), searched, systems, options, Path(index or "").name)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        show({"address": address, "verbs": list(systems)}, as_json, address)
+        progress.silence()  # bars of many callers at once say nothing
+        listen.server(served, options).run(sockets=[listener])

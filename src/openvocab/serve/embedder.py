@@ -28,6 +28,7 @@ class Embedder:
         self.encoder, self.options, self.metrics = encoder, options, metrics
         self.waiting = 0
         self.reading = ThreadPoolExecutor(os.cpu_count() or 1, "read")
+        self.fetching = ThreadPoolExecutor(8, "fetch")
         self.model = ThreadPoolExecutor(1, "model")
         self.kept: dict[str, Kept[Tensor]] = {tower: Kept(options.kept) for tower in ("text", "image")}
         self.ready = False
@@ -41,7 +42,7 @@ class Embedder:
                 wait_s=options.wait_ms / 1000,
                 observe=partial(self._observe, tower),
             )
-            for tower, forward in (("text", encoder.texts), ("image", self._seen))
+            for tower, forward in (("text", self._read_texts), ("image", self._see))
         }
 
     async def run(self) -> None:
@@ -53,7 +54,7 @@ class Embedder:
                 for batcher in self.batchers.values():
                     group.create_task(batcher.run())
         finally:
-            for pool in (self.reading, self.model):
+            for pool in (self.reading, self.fetching, self.model):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     async def texts(self, texts: Sequence[str]) -> TextEmbeds:
@@ -66,7 +67,7 @@ class Embedder:
         async with self._admitted("text", len(texts)):
             new = [text for text in dict.fromkeys(texts) if text not in self.kept["text"]]
             if new:  # one that is too long must not fail the others of its forward
-                await self._read(self.encoder.clip.tokenize, new)
+                await self._threaded(self.encoder.clip.tokenize, new)
             return await self._rows("text", texts, self.batchers["text"])
 
     async def images(self, given: Sequence[str]) -> Embeds:
@@ -77,13 +78,19 @@ class Embedder:
             Busy, TimeoutError: too much waits.
         """
         async with self._admitted("image", len(given)):
-            contents = await asyncio.gather(*(self._read(self._identified, each) for each in given))
-            by_key = dict(contents)
+            contents = await asyncio.gather(*(self.content(each) for each in given))
+            keys = [hashlib.sha256(content).digest() for content in contents]
+            by_key = dict(zip(keys, contents))
 
             async def row(key: bytes) -> Tensor:
-                return await self.batchers["image"](await self._read(self._pixels, by_key[key]))
+                return await self.batchers["image"](await self._threaded(self._pixels, by_key[key]))
 
-            return await self._rows("image", [key for key, _ in contents], row)
+            return await self._rows("image", keys, row)
+
+    async def content(self, given: str) -> bytes:
+        """The bytes of a picture file; those elsewhere may take long, and have threads of their own."""
+        pool = self.fetching if pictures.is_address(given) else self.reading
+        return await asyncio.get_running_loop().run_in_executor(pool, pictures.read, given, self.options)
 
     @contextlib.asynccontextmanager
     async def _admitted(self, tower: str, rows: int) -> AsyncIterator[None]:
@@ -105,24 +112,23 @@ class Embedder:
         self.metrics.add("openvocab_rows_total", len(keys) - new, tower=tower, kept="yes")
         return torch.stack(await asyncio.gather(*(kept(key, partial(row, key)) for key in keys)))
 
-    async def _read(self, work: Callable[..., Any], *given: Any) -> Any:
+    async def _threaded(self, work: Callable[..., Any], *given: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.reading, work, *given)
-
-    def _identified(self, given: str) -> tuple[bytes, bytes]:
-        content = pictures.read(given, self.options)
-        return hashlib.sha256(content).digest(), content
 
     def _pixels(self, content: bytes) -> Pixels:
         pictures.check(content, self.options.max_pixels)
         return preprocess_bytes(content, self.encoder.preprocessing, name="image")
 
-    def _seen(self, pixels: list[Pixels]) -> Embeds:
-        return self.encoder.images(torch.stack(pixels))
+    def _read_texts(self, texts: list[str]) -> list[Tensor]:
+        return [row.clone() for row in self.encoder.texts(texts)]  # a row that is kept does not keep its batch
+
+    def _see(self, pixels: list[Pixels]) -> list[Tensor]:
+        return [row.clone() for row in self.encoder.images(torch.stack(pixels))]
 
     def _warm(self) -> None:
         side = self.encoder.preprocessing.image_size
-        self.encoder.texts(["a picture"])
-        self._seen([torch.zeros(3, side, side, dtype=torch.uint8)])
+        self._read_texts(["a picture"])
+        self._see([torch.zeros(3, side, side, dtype=torch.uint8)])
 
     def _observe(self, tower: str, rows: int, seconds: float) -> None:
         self.metrics.observe("openvocab_batch_rows", rows, tower=tower)

@@ -20,7 +20,7 @@ def read(given: str, options: Options) -> bytes:
     Raises:
         ValueError: not base64, an address where none may be given, or one that cannot be fetched.
     """
-    if given.startswith(("http://", "https://")):
+    if is_address(given):
         if not options.allow_urls:
             raise ValueError("image: addresses are not fetched; send base64, or start the server with --allow-urls")
         return fetch(given, max_bytes=options.max_body_bytes, time_limit_s=options.client_limit_s)
@@ -32,6 +32,10 @@ def read(given: str, options: Options) -> bytes:
         return base64.b64decode(given, validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("image: not base64") from None
+
+
+def is_address(given: str) -> bool:
+    return given.startswith(("http://", "https://"))
 
 
 def check(content: bytes, max_pixels: int) -> None:

@@ -58,7 +58,7 @@ class Server:
 
     async def picture(self, given: str) -> Any:
         """A picture in full, for a system."""
-        return await self.looks(lambda: pictures.opened(pictures.read(given, self.options), self.options))
+        return await self.looks(pictures.opened, await self.embedder.content(given), self.options)
 
     async def vocabulary(self, words: Words) -> Vocabulary:
         """Computed once for the same words, and never kept on disk, which callers could fill."""
