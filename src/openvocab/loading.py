@@ -11,8 +11,9 @@ from torch import nn
 
 from openvocab import storage, systems
 from openvocab.clip import architectures, folder
-from openvocab.clip import encoder as engines
 from openvocab.clip.encoder import Encoder, cast
+from openvocab.clip.encoder import encoder as on_torch
+from openvocab.clip.export import RECORD, kept_export, open_export
 from openvocab.clip.hf_config import from_hf_config, to_hf_config
 from openvocab.clip.layouts import State
 from openvocab.clip.model import CLIP
@@ -21,6 +22,7 @@ from openvocab.clip.preprocess import to_hf
 from openvocab.clip.published import CLIP_VOCABULARY_SIZE, clip_defaults, tokenizer_of, weight_file
 from openvocab.clip.stretch import stretch_context
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
+from openvocab.clip.towers import DEPLOYED
 from openvocab.clip.weights import (
     build,
     fingerprint,
@@ -73,16 +75,30 @@ def load(
     return clip.to(device)
 
 
-def encoder(source: str | Path | CLIP, engine: str = "torch", precision: str = "fast") -> Encoder:
-    """Opens a CLIP to embed with it; see `load` for sources, `clip.encoder.encoder` for engines and precisions.
+def encoder(source: str | Path | CLIP, engine: str | None = None, precision: str = "fast") -> Encoder:
+    """Opens a CLIP, or what `openvocab export` wrote, to embed with it; see `load` for sources.
+
+    Args:
+        engine: torch, or one of `clip.towers.DEPLOYED`, for which the model is exported into the cache folder the
+            first time; None is torch, or the engine of an export.
+        precision: `fast` is bfloat16 where the device multiplies it natively, else float32; or that of an export.
 
     Raises:
-        ValueError: what `load` raises, or the source is of another system.
+        ValueError: what `load` raises, an engine or precision that is not there, or the source is of another system.
     """
+    if not isinstance(source, CLIP) and (locate(source) / RECORD).is_file():
+        made = open_export(locate(source))
+        if engine not in (None, made.engine) or precision not in ("fast", made.precision):
+            raise ValueError(f"{source}: exported for {made.numerics}, not for {engine or made.engine} {precision}")
+        return made
     clip = source if isinstance(source, CLIP) else load(source)
     if not isinstance(clip, CLIP):
-        raise ValueError(f"{source}: holds a model of {clip.system}, which has no shared space of its own: give a CLIP")
-    return engines.encoder(clip, engine, precision)
+        raise ValueError(f"{source}: holds a {type(clip).__name__}, only a CLIP embeds pictures and texts")
+    if engine in DEPLOYED:
+        return kept_export(clip, engine, precision)
+    if engine not in (None, "torch"):
+        raise ValueError(f"unknown engine {engine!r}; known are torch, {', '.join(DEPLOYED)}")
+    return on_torch(clip, precision)
 
 
 WITHOUT_TRAINING = {
@@ -149,6 +165,8 @@ def layout_of(path: Path) -> str:
     for file, layout in ((folder.RECORD, "openvocab"), (_OPEN_CLIP, "open_clip"), (_HF, "hf")):
         if (path / file).exists():
             return layout
+    if (path / RECORD).exists():
+        raise ValueError(f"{path}: an export, with which embed, index, search and serve work; give the model itself")
     raise ValueError(f"{path}: not a model folder: no {folder.RECORD}, {_OPEN_CLIP} or {_HF} in it")
 
 

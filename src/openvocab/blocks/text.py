@@ -121,7 +121,7 @@ class TextTransformer(nn.Module):
     def ends(self, ids: Tokens) -> Int[Tensor, " text"]:
         """The position that each row is read at: its first end id, or the last one."""
         if self.config.pool == "last":
-            return torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
+            return torch.full((ids.shape[0],), ids.shape[1] - 1, device=ids.device)
         return (ids == self.config.end_id).to(torch.uint8).argmax(dim=1)
 
     def from_embeddings(

@@ -96,7 +96,7 @@ class Block(nn.Module):
             attended, attention = self.attention(self.norm1(x), bias=bias, causal=causal, weights=weights)
         else:
             attended, attention = self.attention.at(self.norm1(x), only, causal=causal), None
-            x = x[torch.arange(len(x), device=x.device), only].unsqueeze(1)
+            x = x[torch.arange(x.shape[0], device=x.device), only].unsqueeze(1)
         x = x + F.dropout(attended, self.dropout, self.training)
         return x + F.dropout(self.mlp(self.norm2(x)), self.dropout, self.training), attention
 

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,14 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 
 Json = Annotated[bool, typer.Option("--json", help="One json object on stdout and nothing else there.")]
 Model = Annotated[str | None, typer.Option("--model", help="demo, a folder or file, or hf:owner/name.")]
+Engine = Annotated[
+    Literal["torch", "openvino", "onnxruntime"] | None,
+    typer.Option("--engine", help="What computes; an export has its own."),
+]
+Precision = Annotated[
+    Literal["fast", "float32", "bfloat16", "int8"],
+    typer.Option("--precision", help="fast: bfloat16 where the processor multiplies it, or that of an export."),
+]
 Data = Annotated[str, typer.Option("--data", help="A folder, table, tar shards, or scenes.")]
 Labels = Annotated[str, typer.Option("--labels", help="Names between commas, a file of them, a head of adapt.")]
 Templates = Annotated[str, typer.Option("--templates", help="A named set, one with {}, or a file of them.")]

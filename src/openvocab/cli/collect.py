@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from openvocab.cli.app import BatchSize, Data, Json, Model, Shard, app, chosen_model, read_shard, show, table
+from openvocab.cli.app import (
+    BatchSize,
+    Data,
+    Engine,
+    Json,
+    Model,
+    Precision,
+    Shard,
+    app,
+    chosen_model,
+    read_shard,
+    show,
+    table,
+)
 
 _LISTED = 10
 """Failures that are shown to people."""
@@ -18,21 +31,20 @@ def embed(
     out: Annotated[Path, typer.Option(help="The folder for vectors and keys; an unfinished one goes on.")],
     model: Model = None,
     batch_size: BatchSize = 32,
-    precision: Annotated[str, typer.Option(help="fast, float32 or bfloat16.")] = "fast",
+    engine: Engine = None,
+    precision: Precision = "fast",
     metadata: Annotated[str, typer.Option(help="Keys as jsonl, or as parquet for clip-retrieval.")] = "jsonl",
     shard: Shard = "0/1",
     as_json: Json = False,
 ) -> None:
     """Embeds a collection of pictures; broken files are listed and skipped."""
-    if precision not in ("fast", "float32", "bfloat16"):
-        raise typer.BadParameter(f"{precision!r}: expected fast, float32 or bfloat16", param_hint="--precision")
     if metadata not in ("jsonl", "parquet"):
         raise typer.BadParameter(f"{metadata!r}: expected jsonl or parquet", param_hint="--metadata")
     share, chosen = read_shard(shard), chosen_model(model)
     from openvocab import loading
     from openvocab.clip.collection import embed_files
 
-    encoder = loading.encoder(chosen, precision=precision)
+    encoder = loading.encoder(chosen, engine, precision)
     embedded = embed_files(encoder, source, out=out, batch_size=batch_size, shard=share, metadata=metadata)
     pictures = sum(len(part.vectors) for part in embedded.parts)
     done = {"folder": str(out), "pictures": pictures, "failures": embedded.failures}

@@ -1,12 +1,14 @@
 """Verbs about models: which there are, what one is, another layout."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from openvocab import storage
 from openvocab.cli.app import Json, app, default_file, read_names, show, table
+
+Deployed = Literal["openvino", "onnxruntime"]
 
 
 @app.command()
@@ -62,3 +64,24 @@ def convert(
 
     rewrite(source, destination, to=to, context_length=context_length, system=system)
     show({"source": source, "destination": str(destination), "layout": to}, as_json, f"{destination} ({to})")
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder or file, or hf:owner/name.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; embed, index, search and serve take it as --model.")],
+    engine: Annotated[Deployed, typer.Option(help="What will run it.")],
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 (openvino) or int8.")] = "float32",
+    calibrate: Annotated[
+        str | None, typer.Option(help="Some hundred pictures like yours, a folder or tar: for int8, and to judge by.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Writes a model for an inference engine; refused where its embeddings do not agree with the model's."""
+    from openvocab import loading
+    from openvocab.clip.export import export as write
+
+    clip = loading.encoder(source, precision="float32").clip
+    measured = write(clip, out, engine, precision, calibrate)
+    done = {"folder": str(out), "engine": engine, "precision": precision, "fingerprint": clip.fingerprint, **measured}
+    show(done, as_json, table(done))

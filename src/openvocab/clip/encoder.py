@@ -15,7 +15,7 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.shapes import Embeds, TextEmbeds, Tokens
 
-ENGINES, PRECISIONS = ("torch",), ("fast", "float32", "bfloat16")
+PRECISIONS = ("fast", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,14 @@ class Encoder:
         return encode_texts(self.clip, self.text, texts, truncate=truncate)
 
 
-def encoder(clip: CLIP, engine: str = "torch", precision: str = "fast") -> Encoder:
-    """A model on an engine; `fast` takes bfloat16 where the device multiplies it natively, else float32.
+def encoder(clip: CLIP, precision: str = "fast") -> Encoder:
+    """A model on torch; `fast` takes bfloat16 where the device multiplies it natively, else float32.
 
     Raises:
-        ValueError: an engine that there is not, or a precision other than that of a model which is not float32.
+        ValueError: a precision that torch has not, or another than that of a model which is not float32.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"unknown engine {engine!r}; known are {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}: {engine} computes in {', '.join(PRECISIONS)}")
+        raise ValueError(f"precision {precision!r}: torch computes in {', '.join(PRECISIONS)}")
     own = str(clip.dtype).removeprefix("torch.")
     if precision == "fast":
         native = own == "float32" and multiplies_bfloat16(clip.logit_scale.device)
@@ -84,7 +82,7 @@ def encoder(clip: CLIP, engine: str = "torch", precision: str = "fast") -> Encod
     if precision != own:
         twin = copy.copy(clip)
         twin._modules = {name: cast(copy.deepcopy(tower), torch.bfloat16) for name, tower in clip.named_children()}
-    return Encoder(clip, engine, precision, partial(embed_pixels, twin), partial(embed_tokens, twin))
+    return Encoder(clip, "torch", precision, partial(embed_pixels, twin), partial(embed_tokens, twin))
 
 
 def as_encoder(model: CLIP | Encoder) -> Encoder:

@@ -66,10 +66,10 @@ def test_half_precision_models_keep_theirs(clip):
 
 
 def test_what_is_not_there_is_named(clip):
-    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; known are torch"):
-        encoder(clip, "tensorrt")
+    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; known are torch, openvino, onnxruntime"):
+        loading.encoder(clip, "tensorrt")
     with pytest.raises(ValueError, match="precision 'float8': torch computes in fast, float32, bfloat16"):
-        encoder(clip, precision="float8")
+        loading.encoder(clip, precision="float8")
 
 
 def test_sources_open_and_collections_take_the_encoder(tmp_path):
