@@ -53,30 +53,48 @@ def embed(
 
 @app.command()
 def index(
-    sources: Annotated[list[str], typer.Argument(help="Folders with all below them, tar files, pictures, videos.")],
     out: Annotated[str, typer.Option(help="The index's folder; one that is there is brought up to date.")],
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Folders with all below them, tar files, pictures, videos.")
+    ] = None,
     model: Model = None,
     fps: Annotated[float, typer.Option(help="Frames of a video that are looked at in a second.")] = 1.0,
     levels: Annotated[int, typer.Option(help="2 and more give parts of a picture vectors of their own.")] = 1,
-    storage: Annotated[str, typer.Option(help="What the fast search holds in memory: int8 or binary.")] = "int8",
+    storage: Annotated[
+        str, typer.Option(help="What the fast search reads: int8, or binary, a seventh of it.")
+    ] = "int8",
     batch_size: BatchSize = 32,
     precision: Annotated[str, typer.Option(help="fast, float32 or bfloat16.")] = "fast",
     shard: Shard = "0/1",
+    audit: Annotated[bool, typer.Option("--audit", help="Compare the fast search with the exact one.")] = False,
     as_json: Json = False,
 ) -> None:
     """Makes pictures and videos searchable: new files are embedded, files that are gone are forgotten."""
-    share, chosen = read_shard(shard), chosen_model(model)
+    if not (sources or audit):
+        raise typer.BadParameter("what to index? name folders or files, or give --audit", param_hint="SOURCES")
     if storage not in ("int8", "binary"):
         raise typer.BadParameter(f"{storage!r}: expected int8 or binary", param_hint="--storage")
+    share, chosen = read_shard(shard), chosen_model(model)
     from openvocab import loading
+    from openvocab.search import audit as audits
     from openvocab.search.build import build
+    from openvocab.search.index import Index
 
-    encoder = loading.encoder(chosen, precision=precision)
-    built = build(out, sources, encoder, fps=fps, levels=levels, storage=storage, batch_size=batch_size, shard=share)
-    done = {"index": out, **asdict(built)}
-    listed = [f"  {reason}" for reason in built.failures.values()]
-    more = [f"  and {len(listed) - _LISTED} more (--json lists all)"] if len(listed) > _LISTED else []
-    show(done, as_json, "\n".join([table(done | {"failures": len(listed)}), *listed[:_LISTED], *more]))
+    encoder, done, lines = loading.encoder(chosen, precision=precision), {"index": out}, []
+    if sources:
+        built = build(
+            out, sources, encoder, fps=fps, levels=levels, storage=storage, batch_size=batch_size, shard=share
+        )
+        done |= asdict(built)
+        lines = [f"  {reason}" for reason in built.failures.values()]
+    if audit:
+        opened = Index.open(out)
+        opened.check(encoder.fingerprint, encoder.numerics)
+        examples = opened.background().vectors
+        done |= audits.audit(opened, audits.questions(encoder, 1), examples[:: -(-len(examples) // 512)])
+    more = [f"  and {len(lines) - _LISTED} more (--json lists all)"] if len(lines) > _LISTED else []
+    shown = {name: value for name, value in done.items() if name != "failures"} | {"failures": len(lines)}
+    show(done, as_json, "\n".join([table(shown), *lines[:_LISTED], *more]))
 
 
 corpus = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Builds data sets.")

@@ -208,7 +208,7 @@ def centers(
 def agreement(found: Found, every: Found) -> float:
     """Share of the exact best that are found."""
     there = (every[:, :, None] == found[:, None, :]).any(2)
-    return float(there[every >= 0].float().mean())
+    return float(there[every >= 0].double().mean())
 
 
 def _faiss() -> Any:

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import torch
 
-from openvocab.clip.senses import known_senses
 from openvocab.progress import track
+from openvocab.search.audit import questions
 from openvocab.search.contents import pictures, videos
 from openvocab.search.folder import FolderStore
 from openvocab.search.places import Source, in_shard, places, scopes
 from openvocab.search.records import About, Built, Encoder, Storage
-
-_QUESTIONS = 512
 
 
 def build(
@@ -75,7 +73,7 @@ def build(
             rows += sum(len(content.vectors) for content in part.contents.values())
         counts = store.sweep(covered)
         failures |= store.failures()
-        store.speed_up(lambda: encoder.texts([f"a photo of {thing}" for thing in _things()]))
+        store.speed_up(lambda: questions(encoder, 0))
     changed, moved = counts["changed"], counts["moved"]
     return Built(
         added=counts["fresh"] - changed - moved,
@@ -87,11 +85,6 @@ def build(
         embedded_rows=rows,
         seconds=time.monotonic() - start_s,
     )
-
-
-def _things() -> list[str]:
-    """Names of things that one can photograph, for questions to try the index with."""
-    return [thing for _, senses in sorted(known_senses().items()) for thing in senses][:_QUESTIONS]
 
 
 def _check(out: str | os.PathLike[str], made: About, asked: About) -> None:

@@ -149,8 +149,9 @@ class Store(ABC):
 
     def background(self) -> Background:
         """Of a few thousand rows, read again when others have come."""
-        (last, count), *_ = self.ask('SELECT MAX("row"), COUNT(*) FROM rows')
+        last = self.ask('SELECT MAX("row") FROM rows')[0][0]
         if self._background is None or self._background[0] != last:
+            count = self.ask("SELECT COUNT(*) FROM rows")[0][0]
             step = max(1, count // _SAMPLE)
             # No `%`: it means something else to the driver of PostgreSQL.
             spread = 'SELECT "row" FROM rows WHERE "row" - "row" / ? * ? = 0 ORDER BY 1'
