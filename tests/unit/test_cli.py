@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_clip
+from tiny import tiny_clip, write_picture
 from videos import write_video
 
 from openvocab import systems
@@ -394,3 +394,29 @@ def test_search_finds_pictures_and_moments(tmp_path, capsys, monkeypatch):
     tiny_clip().save(tmp_path / "other")
     assert run([*ask[:2], "a", "--model", str(tmp_path / "other")]) == 1
     assert "the index was made by demo" in capsys.readouterr().err
+
+
+def test_serve_says_where_and_what_it_answers(tmp_path, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from openvocab import loading
+    from openvocab.search.build import build
+    from openvocab.serve import listen
+
+    served = []
+
+    def server(app, options):
+        return SimpleNamespace(run=lambda sockets: served.append((app, options, sockets[0].getsockname())))
+
+    monkeypatch.setattr(listen, "server", server)
+    write_picture(tmp_path / "photos" / "0.png", 0)
+    build(tmp_path / "holidays", tmp_path / "photos", loading.encoder("demo"))
+    asked = ["serve", "--model", "demo", "--port", "0", "--json", "--set", "batch=7"]
+    assert run([*asked, "--index", str(tmp_path / "holidays"), "--api-key", "secret"]) == 0
+    ((app, options, (host, port)),) = served
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"address": f"http://{host}:{port}", "verbs": ["segment", "depth", "draw"]}
+    assert (options.batch, options.api_key, options.hosts) == (7, "secret", ())
+    assert app.title == "openvocab"
+    assert run(asked) == 0
+    assert served[1][1].hosts == listen.LOOPBACK

@@ -362,3 +362,12 @@ def test_configs_survive_open_clips_json(name):
 
 def steps_of(config):
     return config.preprocess or loading.from_open_clip_config(loading.to_open_clip_config(config)).preprocess
+
+
+def test_a_clip_has_the_verbs_that_need_no_training(saved):
+    clip = ov.load(saved)
+    assert loading.with_verb(clip, "segment").segment is not None
+    assert loading.with_verb(clip, "draw", ["steps=3"]).config.steps == 3
+    assert loading.with_verb(clip, "classify") is clip
+    with pytest.raises(ValueError, match="a CLIP cannot detect"):
+        loading.with_verb(clip, "detect")

@@ -29,8 +29,6 @@ def serve(
     """Answers over HTTP: a page, a JSON API, clip-retrieval's and OpenAI's clients; until interrupted."""
     source = chosen_model(model)
     from openvocab import config, loading, progress
-    from openvocab.clip.encoder import encoder
-    from openvocab.clip.model import CLIP
     from openvocab.data.extras import require
     from openvocab.search.index import Index
 
@@ -43,12 +41,11 @@ def serve(
     own = Options(api_key=api_key, hosts=() if api_key else listen.LOOPBACK, allow_urls=allow_urls)
     options = config.override(own, settings or [])
     with listen.bind(host, port, options) as listener:
-        clip = loading.load(source)
-        if not isinstance(clip, CLIP):
-            raise ValueError(f"--model {source} is a {type(clip).__name__}; give a CLIP, and this as --system {source}")
-        systems = api.systems_of(clip, [loading.load(each) for each in sources or []])
         searched = Index.open(index) if index else None
-        served = api.create(encoder(clip), searched, systems, options, Path(index or "").name)
+        engine, _, precision = searched.about.numerics.partition(" ") if searched else ("torch", "", "fast")
+        encoder = loading.encoder(source, engine, precision)
+        systems = api.systems_of(encoder.clip, [loading.load(each) for each in sources or []])
+        served = api.create(encoder, searched, systems, options, Path(index or "").name)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         show({"address": address, "verbs": list(systems)}, as_json, address)
         progress.silence()  # bars of many callers at once say nothing

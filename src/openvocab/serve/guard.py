@@ -84,7 +84,7 @@ class Guard:
         host = _name(f"//{headers.get('host', '')}")
         if options.hosts and host not in options.hosts:
             raise Refused(403, f"this server does not answer as {host[:100]!r}")
-        if (origin := headers.get("origin")) is not None and _name(origin) != host:
+        if not options.api_key and (origin := headers.get("origin")) is not None and _name(origin) != host:
             raise Refused(403, "pages of other sites may not ask")
         if options.api_key and path not in OPEN_PATHS and not self._knows_key(headers):
             error = "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"

@@ -1,5 +1,6 @@
 """What a server allows, how much at once, and how long."""
 
+import re
 from dataclasses import dataclass
 
 
@@ -33,3 +34,9 @@ class Options:
     """Of all requests that are being read and answered."""
     max_pixels: int = 50_000_000
     max_connections: int = 1000
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[!#-+\--:<-\[\]-~]*", self.api_key):  # what a cookie may hold
+            raise ValueError(
+                "an API key is of letters, digits and signs, without blanks, quotes, commas and semicolons"
+            )

@@ -45,6 +45,12 @@ def test_other_names_and_other_pages_are_refused(app):
         assert client.get("/api/about", headers=own).status_code == 200
 
 
+@pytest.mark.parametrize("key", ["a b", "a;b", 'a"b', "a,b", "a\\b", "é", "a\n"])
+def test_a_key_that_no_cookie_holds_is_refused(key):
+    with pytest.raises(ValueError, match="an API key is of letters"):
+        Options(api_key=key)
+
+
 def test_requests_are_json(client):
     for kind in ("text/plain", "multipart/form-data", "application/x-www-form-urlencoded"):
         refused = client.post("/api/embed", content=json.dumps(TEXTS), headers={"content-type": kind})
