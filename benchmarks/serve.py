@@ -13,6 +13,7 @@ turns. Answers other than 200 and 429 are errors.
 import argparse
 import asyncio
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -26,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -233,13 +235,15 @@ def one_by_one(kind: str, encoder: Any, index: Any) -> Any:
     from openvocab.clip.zeroshot import classify_embeds
     from openvocab.search.queries import Term, search
 
-    app, lock = FastAPI(), threading.Lock() if kind == "lock" else threading.Semaphore(10**6)
-    vocabularies: dict[tuple[str, ...], Any] = {}
-
-    @app.on_event("startup")
-    async def limited() -> None:
+    @contextlib.asynccontextmanager
+    async def limited(_: FastAPI) -> AsyncIterator[None]:
         if kind == "cores":
             anyio.to_thread.current_default_thread_limiter().total_tokens = CORES
+        yield
+
+    app = FastAPI(lifespan=limited)
+    lock = threading.Lock() if kind == "lock" else contextlib.nullcontext()
+    vocabularies: dict[tuple[str, ...], Any] = {}
 
     def seen(image: str) -> Any:
         pixels = preprocess_bytes(base64.b64decode(image), encoder.preprocessing, name="image")

@@ -37,6 +37,4 @@ class Options:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[!#-+\--:<-\[\]-~]*", self.api_key):  # what a cookie may hold
-            raise ValueError(
-                "an API key is of letters, digits and signs, without blanks, quotes, commas and semicolons"
-            )
+            raise ValueError("an API key is of letters, digits and signs; no blanks, quotes, commas, semicolons")
