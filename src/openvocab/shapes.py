@@ -5,12 +5,11 @@ One vocabulary, words not letters: `batch`, `image` and `text` (rows of a simila
 `cols` (patch grid), `layer`, `vocab`, `label`, `template`, `frame`, `view`, `point`, `box`, `mask`, `query`.
 """
 
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Images = Float[Tensor, "image channel height width"]
 """Preprocessed pixels: square, RGB, normalised by the model's mean and standard deviation."""
-PixelBytes = UInt8[Tensor, "image channel height width"]
 Tokens = Int[Tensor, "text token"]
 ImageEmbeds = Float[Tensor, "image embed"]
 TextEmbeds = Float[Tensor, "text embed"]

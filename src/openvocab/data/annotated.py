@@ -172,13 +172,12 @@ def open_source(source: str, image_root: str | None = None) -> Annotated:
     """
     from openvocab.data.coco import open_coco
     from openvocab.data.index_masks import open_index_masks
-    from openvocab.data.scenes import TEST_SEED, open_annotated_scenes, open_events, open_relations, stream_of
+    from openvocab.data.scenes import drawn_anew, open_annotated_scenes, open_events, open_relations
 
     path = Path(source)
-    drawn = {"scenes": open_annotated_scenes, "relations": open_relations, "events": open_events}
-    if (name := source.split(":")[0]) in drawn and not path.exists():
-        count, stream = stream_of(source)
-        return drawn[name](count, SHOWN, seed=TEST_SEED + stream)
+    worlds = {"scenes": open_annotated_scenes, "relations": open_relations, "events": open_events}
+    if drawn := drawn_anew(source, *worlds):
+        return worlds[source.split(":")[0]](drawn[0], SHOWN, seed=drawn[1])
     if not path.exists():
         raise FileNotFoundError(f"{source} does not exist; expected scenes, a COCO json or a folder of masks")
     if path.suffix == ".json":

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 
 from openvocab.config import to_dict
-from openvocab.data.scenes import TEST_SEED, stream_of
+from openvocab.data.scenes import drawn_anew
 from openvocab.data.source import CAPTION_KEYS, LABEL_KEYS, caption_texts, choose_key
 from openvocab.data.tables import TABLE_SUFFIXES, stream_rows
 from openvocab.data.video import open_video
@@ -248,9 +248,8 @@ def open_clips(config: ClipsConfig, seed: int = 0) -> ClipSource:
     """
     if config.source == "scenes":
         return MotionClips(config, config.num_clips, seed)
-    if config.source.startswith("scenes:") and not Path(config.source).exists():
-        count, stream = stream_of(config.source)
-        return MotionClips(config, count, TEST_SEED + stream, "held_out")
+    if drawn := drawn_anew(config.source, "scenes"):
+        return MotionClips(config, *drawn, "held_out")
     path = Path(config.source)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected scenes or a clip list")

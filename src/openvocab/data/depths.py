@@ -17,7 +17,7 @@ from PIL import Image
 from openvocab.data.decode import decode
 from openvocab.data.folders import list_pictures
 from openvocab.data.memory import InMemory
-from openvocab.data.scenes import TEST_SEED, stream_of
+from openvocab.data.scenes import drawn_anew
 from openvocab.storage import fingerprint
 from openvocab.world.chance import uniforms
 from openvocab.world.room import WORDS_M, draw_rooms, render_rooms, room_truth
@@ -131,10 +131,8 @@ def open_depths(source: str, unit_m: float = 0.001) -> Depths:
         FileNotFoundError: no such source.
         ValueError: it holds no pictures.
     """
-    if source.split(":")[0] == "rooms" and not Path(source).exists():
-        count, stream = stream_of(source)
-        return RoomDepths(count, TEST_SEED + stream)
-    return DepthFiles(Path(source), unit_m)
+    drawn = drawn_anew(source, "rooms")
+    return RoomDepths(*drawn) if drawn else DepthFiles(Path(source), unit_m)
 
 
 def open_room_crops(num_crops: int, *, seed: int = 0, size_px: int = 32, fog: bool = True) -> InMemory:

@@ -62,6 +62,18 @@ class InMemory(Pairs):
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0)))
 
+    def chosen(self, rows: list[int]) -> "InMemory":
+        """The samples of these rows."""
+        captions, keys, labels = zip(*((self.captions(row), self.key(row), self.label(row)) for row in rows))
+        about = {"classnames": self.classnames, "fingerprint": fingerprint(self.fingerprint, rows)}
+        return InMemory(self.source, self.pixels[rows], captions, keys, labels, **about)
+
+    def said(self, captions: Sequence[Sequence[str]], what: str | list[str]) -> "InMemory":
+        """The same pictures with other captions; `what` tells these from others."""
+        about = {"classnames": self.classnames, "excluded": self.excluded}
+        about["fingerprint"] = fingerprint(self.fingerprint, what)
+        return InMemory(self.source, self.pixels, captions, self._keys, self._labels, **about)
+
 
 def in_memory(pairs: Pairs, size_px: int, *, alpha: bool = False) -> InMemory:
     """Decodes the central square of every picture at `size_px`; broken samples move to `excluded`.

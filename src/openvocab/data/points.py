@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 
 from openvocab.data.clips import PATH_KEYS
 from openvocab.data.extras import require
-from openvocab.data.scenes import TEST_SEED, stream_of
+from openvocab.data.scenes import drawn_anew
 from openvocab.data.source import LABEL_KEYS, choose_key
 from openvocab.data.tables import TABLE_SUFFIXES, stream_rows
 from openvocab.progress import track
@@ -85,13 +85,10 @@ def open_points(config: PointsConfig, seed: int = 0) -> PointSource:
         FileNotFoundError: no such list.
         ValueError: not a table with paths and labels, or an empty one.
     """
-    generated = config.source == "scenes" or config.source.startswith("scenes:")
-    if not generated or Path(config.source).exists():
+    drawn = drawn_anew(config.source, "scenes")
+    if drawn is None:
         return _listed(Path(config.source), config)
-    count, stream = config.num_clouds, seed
-    if config.source != "scenes":
-        count, number = stream_of(config.source)
-        stream = TEST_SEED + number
+    count, stream = (config.num_clouds, seed) if config.source == "scenes" else drawn
     return PointSource(
         source="scenes",
         keys=tuple(f"cloud-{stream}-{index}" for index in range(count)),

@@ -1,5 +1,6 @@
 """Generated scenes as pairs, said in several ways, and with their exact truth: drawn once, cached as bytes."""
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -137,6 +138,14 @@ def event_annotations(events: Events, world: WorldConfig, name: str) -> SceneAnn
 def withheld_labels(holdout: Holdout) -> tuple[str, ...]:
     """The names of the classes that a hold-out keeps for testing."""
     return tuple(CLASSES[row] for row in held_out_classes(holdout))
+
+
+def drawn_anew(source: str, *worlds: str) -> tuple[int, int] | None:
+    """Count and seed of `WORLD:COUNT:STREAM`, generated as no training has drawn it; None where it is no such name."""
+    if source.split(":")[0] not in worlds or Path(source).exists():
+        return None
+    count, stream = stream_of(source)
+    return count, TEST_SEED + stream
 
 
 def stream_of(source: str) -> tuple[int, int]:

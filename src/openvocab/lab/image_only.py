@@ -144,14 +144,7 @@ def train_patches(recipe: Recipe[CLIPConfig]) -> Patches:
 
 def train_labels(recipe: Recipe[CLIPConfig], pairs: InMemory, wanted: Sequence[str], exclusive: bool) -> Labels:
     """On `pairs`, where `wanted[i]` has a 1 at each label of picture i and 0 at the others."""
-    labelled = InMemory(
-        pairs.source,
-        pairs.pixels,
-        [(labels,) for labels in wanted],
-        [pairs.key(index) for index in range(len(pairs))],
-        [None] * len(pairs),
-        fingerprint=storage.fingerprint(pairs.fingerprint, list(wanted)),
-    )
+    labelled = pairs.said([(labels,) for labels in wanted], list(wanted))
     torch.manual_seed(recipe.fit.seed)
     model = Labels(recipe.model, len(wanted[0]), exclusive)
     return _train("labels", model, recipe, transform(recipe.data, model.preprocessing), labelled, _columns)

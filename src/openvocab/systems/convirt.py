@@ -29,7 +29,6 @@ from openvocab.data.augment import StrongConfig
 from openvocab.data.memory import InMemory
 from openvocab.data.source import Pairs
 from openvocab.shapes import Batch, Embeds
-from openvocab.storage import fingerprint
 from openvocab.system import Recipe, System
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
@@ -125,17 +124,8 @@ def by_sentence(pairs: Pairs) -> InMemory:
     """
     if not isinstance(pairs, InMemory):
         raise ValueError(f"{pairs.source}: convirt takes random sentences of pairs in memory; data.in_memory=true")
-    every = range(len(pairs))
-    return InMemory(
-        pairs.source,
-        pairs.pixels,
-        [[part for text in pairs.captions(index) for part in sentences(text)] for index in every],
-        [pairs.key(index) for index in every],
-        [pairs.label(index) for index in every],
-        classnames=pairs.classnames,
-        excluded=pairs.excluded,
-        fingerprint=fingerprint(pairs.fingerprint, "sentences"),
-    )
+    said = [[part for text in pairs.captions(index) for part in sentences(text)] for index in range(len(pairs))]
+    return pairs.said(said, "sentences")
 
 
 def sentences(report: str) -> list[str]:

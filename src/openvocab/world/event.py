@@ -16,7 +16,6 @@ from openvocab.world.render import PALETTE_01
 from openvocab.world.scene import CLASSES, COLOURS, SHAPES, Scenes, WorldConfig, draw_scenes
 
 VERBS = ("pushes", "kicks", "chases")
-ROLES = ("agent", "patient")
 ACTOR_COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 ACTOR_SHAPES = ("circle", "square", "triangle")
 

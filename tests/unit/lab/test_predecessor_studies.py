@@ -9,7 +9,6 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import Conv2d
 
 from openvocab.blocks.text import CBOWConfig
-from openvocab.data.scenes import open_scenes
 from openvocab.lab.studies import predecessors, scaling
 from openvocab.systems import clip as system
 
@@ -58,13 +57,6 @@ def test_the_area_is_the_mean_over_findings():
     expected = np.mean([roc_auc_score(present[:, of], scores[:, of]) for of in range(6)])
     found = predecessors._area(torch.from_numpy(scores), torch.from_numpy(present).long())
     assert found == pytest.approx(expected, abs=1e-6)
-
-
-def test_pictures_without_class_are_left_out():
-    pairs = open_scenes(50)
-    kept = scaling._with_classes(pairs)
-    assert len(kept) == sum(pairs.label(row) is not None for row in range(50)) < 50
-    assert all(kept.label(row) is not None for row in range(len(kept)))
 
 
 def test_arms_differ_in_nothing_but_what_is_asked():

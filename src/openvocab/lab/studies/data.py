@@ -49,9 +49,9 @@ def tail_gain(seed: int) -> Figures:
     balanced = _corpus(seed, pool, BALANCED)
     count = len(open_pairs(balanced))
     # Without its near-duplicates too: as many pairs from the front of the pool.
-    front = _corpus(seed, _rows(pool, np.arange(2 * count)), AS_THEY_COME)
+    front = _corpus(seed, pool.chosen(list(range(2 * count))), AS_THEY_COME)
     pairs = open_pairs(front)
-    raw = _corpus(seed, _rows(pool, np.array([int(pairs.key(row)) for row in range(count)])), AS_THEY_COME)
+    raw = _corpus(seed, pool.chosen([int(pairs.key(row)) for row in range(count)]), AS_THEY_COME)
     figures: Figures = {}
     for name, folder in (("balanced", balanced), ("raw", raw)):
         model = trained(Arm(settings=SHORT.settings, data=str(folder)), seed) / "model"
@@ -81,19 +81,6 @@ def zipf_pairs(seed: int, num_pairs: int = POOL) -> tuple[np.ndarray, InMemory]:
         "zipf", pictures, [(text,) for text in said], keys, classes.tolist(), classnames=CLASSES, fingerprint=mark
     )
     return ranked, pairs
-
-
-def _rows(pairs: InMemory, rows: np.ndarray) -> InMemory:
-    chosen = rows.tolist()
-    return InMemory(
-        pairs.source,
-        pairs.pixels[rows],
-        [pairs.captions(row) for row in chosen],
-        [pairs.key(row) for row in chosen],
-        [pairs.label(row) for row in chosen],
-        classnames=pairs.classnames,
-        fingerprint=storage.fingerprint(pairs.fingerprint, chosen),
-    )
 
 
 def _corpus(seed: int, pairs: InMemory, config: CorpusConfig) -> Path:

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openvocab.clip.measure import pool_labelled
 from openvocab.clip.model import CLIP
-from openvocab.data.memory import InMemory
 from openvocab.data.scenes import TEST_SEED, open_scenes
 from openvocab.lab.claims import Claim, Figures, Gate
 from openvocab.lab.image_only import train_labels
@@ -80,26 +79,14 @@ def vit_per_flop(seed: int) -> Figures:
 def supervised_error(seed: int) -> float:
     """Of the same tower, steps and pictures with labels instead of captions, on the pairs that it was shown."""
     recipe = CLIP_ARM.recipe(seed)
-    labelled = _with_classes(open_scenes(recipe.data.num_scenes, world=recipe.data.world, seed=seed))
+    pairs = open_scenes(recipe.data.num_scenes, world=recipe.data.world, seed=seed)
+    labelled = pairs.chosen([row for row in range(len(pairs)) if pairs.label(row) is not None])
     one_hot = np.eye(len(labelled.classnames), dtype=int)
     wanted = ["".join(map(str, one_hot[labelled.label(row)])) for row in range(len(labelled))]
     model = train_labels(recipe, labelled, wanted, exclusive=True)
     asked = pool_labelled(model, open_scenes(800, seed=TEST_SEED, split="train"))
     scores = model.image.projection(asked.features).detach()  # type: ignore[operator]
     return max(1 - top_k_accuracy(scores, asked.labels), 1 / len(asked.labels))
-
-
-def _with_classes(pairs: InMemory) -> InMemory:
-    rows = [row for row in range(len(pairs)) if pairs.label(row) is not None]
-    return InMemory(
-        pairs.source,
-        pairs.pixels[rows],
-        [pairs.captions(row) for row in rows],
-        [pairs.key(row) for row in rows],
-        [pairs.label(row) for row in rows],
-        classnames=pairs.classnames,
-        fingerprint=pairs.fingerprint,
-    )
 
 
 @cache

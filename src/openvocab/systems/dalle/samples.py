@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from openvocab.data.batches import Fetched
 from openvocab.data.memory import InMemory, in_memory
 from openvocab.data.order import Rows, draws, uniforms
 from openvocab.data.pairs import open_pairs
-from openvocab.data.scenes import TEST_SEED, open_scenes, stream_of
+from openvocab.data.scenes import drawn_anew, open_scenes
 from openvocab.data.source import PairsConfig
 from openvocab.progress import track
 from openvocab.shapes import Tokens
@@ -59,11 +58,10 @@ def open_data(data: DALLEData, image_size: int, seed: int) -> InMemory:
 def open_test(source: str) -> InMemory:
     """`scenes`, `scenes:COUNT` and `scenes:COUNT:STREAM` show held-out combinations; others as training opens them."""
     data = DALLEData()
-    if source.split(":")[0] != "scenes" or Path(source).exists():
+    drawn = drawn_anew(source, "scenes")
+    if drawn is None:
         return in_memory(open_pairs(PairsConfig(source=source)), data.world.size_px)
-    count, stream = stream_of(source)
-    seed = TEST_SEED + stream
-    return open_scenes(count, world=data.world, captions=data.captions, seed=seed, split="held_out")
+    return open_scenes(drawn[0], world=data.world, captions=data.captions, seed=drawn[1], split="held_out")
 
 
 def codes_of(pairs: InMemory, coder: Any) -> Int64[np.ndarray, "image rows cols"]:
