@@ -23,6 +23,7 @@ from openvocab.world.scene import CLASSES
         (["recognize", "x.mp4", "y.ply", "--labels", "a,b"], "clouds of points end in .ply .off .obj .npz"),
         (["search", "x"], "what to look for? give a text, --plus or --like"),
         (["search", "x", "a", "--kind", "film"], "expected picture or video"),
+        (["search", "x", "a", "--kind", "picture", "--then", "b"], "pictures show nothing next"),
         (["train", "clip"], "--out"),
         (["convert", "a", "b"], "--to"),
         (["classify", "x.tar", "--labels", "a,b", "--model", "demo"], "x.tar is a collection: name its table"),
@@ -388,6 +389,7 @@ def test_search_finds_pictures_and_moments(tmp_path, capsys, monkeypatch):
     assert "a/red circle.png" not in {hit["path"] for hit in found("--like", str(row))}
     assert all(hit["path"].startswith("b/") for hit in found("a red circle", "--folder", "b"))
     assert found("a red circle", "--until", "1990") == []
+    assert found("a yellow bar", "--then", "a blue ring")[0]["moments"] == [[0.0, 3.0]]
     assert run([*ask[:-1], "a blue ring", "--num", "2"]) == 0
     assert "clip.mp4  2.0-3.0 s" in capsys.readouterr().out
 

@@ -22,6 +22,7 @@ def search(
     like: Annotated[
         list[str] | None, typer.Option(help="A picture that counts as well, or a row of the index.")
     ] = None,
+    then: Annotated[str, typer.Option(help="What videos show next, at most 10 s later.")] = "",
     kind: Annotated[str | None, typer.Option(help="picture or video, nothing else.")] = None,
     folder: Annotated[str | None, typer.Option(help="Only what lies in this folder of a root, or below it.")] = None,
     since: Annotated[
@@ -38,6 +39,8 @@ def search(
         raise typer.BadParameter("what to look for? give a text, --plus or --like", param_hint="TEXT")
     if kind not in (None, "picture", "video"):
         raise typer.BadParameter(f"{kind!r}: expected picture or video", param_hint="--kind")
+    if then and kind == "picture":
+        raise typer.BadParameter("pictures show nothing next; leave out --kind picture", param_hint="--then")
     if num < 1:
         raise typer.BadParameter(f"{num}: expected at least 1", param_hint="--num")
     source = chosen_model(model)
@@ -53,7 +56,11 @@ def search(
     terms += [queries.Term(text=each, weight=-1.0) for each in minus or ()]
     terms += [queries.Term(row=int(each)) if _is_row(each) else queries.Term(picture=each) for each in like or ()]
     start_s = time.perf_counter()
-    hits = queries.search(asked, encoder, terms, k=num, where=Where(kind, folder, since, until))
+    where = Where(kind, folder, since, until)
+    if then:
+        hits = queries.search_then(asked, encoder, terms, [queries.Term(text=then)], k=num, where=where)
+    else:
+        hits = queries.search(asked, encoder, terms, k=num, where=where)
     took_ms = 1000 * (time.perf_counter() - start_s)
     if sheet and hits:
         thumbnails.write_sheet(asked, [(hit.entry, _line(hit)) for hit in hits], sheet)

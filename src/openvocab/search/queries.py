@@ -6,7 +6,7 @@ a hit is follows from what the index scores by chance. No number here is a model
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,32 @@ def search(
         if len(hits) == k or len(rows) < depth:
             return hits
         depth *= 4
+
+
+def search_then(
+    index: Index,
+    encoder: Encoder,
+    first: Sequence[Term],
+    then: Sequence[Term],
+    *,
+    gap_s: float = 10.0,
+    k: int = 20,
+    where: Where | None = None,
+) -> list[Hit]:
+    """Videos that show what fits `first` and, within `gap_s` of its end, begin to show what fits `then`.
+
+    Moments reach from the beginning of the one to the end of the other; both count as much as the less sure of them.
+    """
+    videos = replace(where or Where(), kind="video")
+    early, late = (search(index, encoder, terms, k=_DEEPER * k, where=videos) for terms in (first, then))
+    later, hits = {hit.entry.content: hit for hit in late}, []
+    for hit in early:
+        if other := later.get(hit.entry.content):
+            spans = tuple((a, d) for a, b in hit.moments for c, d in other.moments if a < c <= b + gap_s)
+            weaker = min(hit, other, key=lambda each: each.probability)
+            if spans:
+                hits.append(replace(hit, score=weaker.score, probability=weaker.probability, moments=spans))
+    return sorted(hits, key=lambda hit: -hit.probability)[:k]
 
 
 def _query(terms: Sequence[Term], encoder: Encoder, index: Index, background: Background) -> Float[Tensor, " embed"]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from searching import Colours, index_of, pictures, plain, video
 
-from openvocab.search.queries import Term, search
+from openvocab.search.queries import Term, search, search_then
 from openvocab.search.records import Where
 
 DIM = 64
@@ -156,6 +156,27 @@ def test_the_moments_of_a_video(tmp_path):
     (hit,) = search(index, Colours(), [Term(text="green")], where=Where(kind="video"))
     assert hit.moments == ((3.0, 9.0),)
     assert not search(index, Colours(), [Term(text="grey")], where=Where(kind="picture"))[0].moments
+
+
+def test_one_thing_after_another(tmp_path):
+    def clip(name, *colours):
+        spans = [(4.0 * number, 4.0 * number + 4) for number in range(len(colours))]
+        return video(name, Colours().texts(colours), spans)
+
+    index = index_of(
+        tmp_path,
+        [
+            clip("right", "blue", "red", "blue", "green", "blue"),
+            clip("wrong way", "green", "blue", "red", "blue", "blue"),
+            clip("late", "red", "blue", "blue", "blue", "green"),
+            clip("one", "red", "red", "blue"),
+        ],
+    )
+    terms = [Term(text="red")], [Term(text="green")]
+    (hit,) = search_then(index, Colours(), *terms)
+    assert (hit.entry.path, hit.moments) == ("right", ((4.0, 16.0),))
+    assert {hit.entry.path for hit in search_then(index, Colours(), *terms, gap_s=12.0)} == {"right", "late"}
+    assert search_then(index, Colours(), *terms, gap_s=3.0) == []
 
 
 def test_filters_hold(tmp_path):
