@@ -139,7 +139,7 @@ async def load(port: int, clients: int, seconds: float) -> dict[str, Any]:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 continue
             statuses[status] += 1
-            if status == "200":
+            if status == "200" and time.perf_counter() < until:
                 waits.append(time.perf_counter() - start)
             elif retry_s:
                 await asyncio.sleep(retry_s)
