@@ -417,7 +417,7 @@ def test_serve_says_where_and_what_it_answers(tmp_path, monkeypatch, capsys):
     assert run([*asked, "--index", str(tmp_path / "holidays"), "--api-key", "secret"]) == 0
     ((app, options, (host, port)),) = served
     said = json.loads(capsys.readouterr().out)
-    assert said == {"address": f"http://{host}:{port}", "verbs": ["segment", "depth", "draw"]}
+    assert said == {"address": f"http://{host}:{port}", "verbs": ["explain", "segment", "depth", "draw"]}
     assert (options.batch, options.api_key, options.hosts) == (7, "secret", ())
     assert app.title == "openvocab"
     assert run(asked) == 0

@@ -1,11 +1,11 @@
 """The verb that answers over HTTP."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from openvocab.cli.app import Json, Model, app, chosen_model, show
+from openvocab.cli.app import Engine, Json, Model, Precision, app, chosen_model, show
 
 
 @app.command()
@@ -21,6 +21,8 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Annotated[str, typer.Option(envvar="OPENVOCAB_API_KEY", help="What callers must show.")] = "",
     allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from public addresses.")] = False,
+    engine: Engine = None,
+    precision: Precision = "fast",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value, for example time_limit_s=60.")
     ] = None,
@@ -42,8 +44,10 @@ def serve(
     options = config.override(own, settings or [])
     with listen.bind(host, port, options) as listener:
         searched = Index.open(index) if index else None
-        engine, _, precision = searched.about.numerics.partition(" ") if searched else ("torch", "", "fast")
-        encoder = loading.encoder(source, engine, precision)
+        how: list[Any] = [engine, precision]
+        if searched and how == [None, "fast"]:  # nothing was chosen: as the index was made
+            how = searched.about.numerics.split()
+        encoder = loading.encoder(source, *how)
         systems = api.systems_of(encoder.clip, [loading.load(each) for each in sources or []])
         served = api.create(encoder, searched, systems, options, Path(index or "").name)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

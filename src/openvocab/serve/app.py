@@ -95,7 +95,7 @@ def create(
             embed_dim=encoder.embed_dim,
             image_size=encoder.preprocessing.image_size,
             numerics=encoder.numerics,
-            verbs=["classify", "embed", "explain", *(["search"] if index else []), *server.systems],
+            verbs=["classify", "embed", *(["search"] if index else []), *server.systems],
             index=facts and {name: value for name, value in facts.items() if name != "roots"},
             limits=limits,
         )
@@ -110,7 +110,9 @@ def systems_of(clip: CLIP, models: Sequence[Any]) -> dict[str, Any]:
     Raises:
         ValueError: a model that can do nothing that is served.
     """
-    found = {verb: with_verb(clip, verb) for verb in VERBS if verb in WITHOUT_TRAINING}
+    found: dict[str, Any] = {}
+    if any(parameter.numel() for parameter in clip.image.parameters()):  # an export embeds and nothing more
+        found = {"explain": clip} | {verb: with_verb(clip, verb) for verb in VERBS if verb in WITHOUT_TRAINING}
     for model in models:
         own = {verb: model for verb in VERBS if hasattr(model, verb)}
         if not own:
@@ -122,11 +124,10 @@ def systems_of(clip: CLIP, models: Sequence[Any]) -> dict[str, Any]:
 def _answer_errors(app: FastAPI) -> None:
     """Every error is one line of json; only what nobody foresaw is a 500, whose traceback stays in the server's log."""
 
-    def answered(kind: Any, status: int, words: Callable[[Any], str], headers: dict[str, str] | None = None) -> None:
+    def answered(kind: Any, status: int, words: Callable[[Any], str]) -> None:
         async def failed(request: Request, error: Any) -> Response:
-            content = failure(request.url.path, words(error))
-            own = getattr(error, "headers", None) or headers
-            return Response(content, getattr(error, "status_code", status), own, "application/json")
+            content, headers = failure(request.url.path, words(error)), getattr(error, "headers", None)
+            return Response(content, getattr(error, "status_code", status), headers, "application/json")
 
         app.add_exception_handler(kind, failed)
 

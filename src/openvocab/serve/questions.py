@@ -47,8 +47,8 @@ def routes(server: Server) -> APIRouter:
     @router.post("/explain")
     async def explain(asked: said.Explain) -> said.Explained:
         """Where a picture shows what a text says, rather than the others, and which words count."""
-        picture = _small(await server.picture(asked.image))
-        found = await ask(relevance.explain, encoder.clip, picture, asked.text, asked.others)
+        clip, picture = server.system("explain"), _small(await server.picture(asked.image))
+        found = await ask(relevance.explain, clip, picture, asked.text, asked.others)
         light = (found.map / found.map.max().clamp_min(1e-6)).clamp(0, 1).mul(255).round().byte().numpy()
         words = [said.WordShare(word=word, share=share) for word, share in found.words]
         shown = data_url(Image.fromarray(light))

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from PIL import Image
+
 from openvocab.clip.encoder import Encoder
 from openvocab.clip.vocabulary import Vocabulary, vocabulary
 from openvocab.search.index import Index
@@ -20,11 +22,14 @@ _VOCABULARIES = 64
 
 @dataclass(frozen=True)
 class Server:
-    """Fields:
-    systems: verb to the model that answers it.
-    slow: where systems work, one question at a time.
-    words: where labels become vocabularies.
-    looks: where the index is searched and its files are read.
+    """All that a route needs.
+
+    Fields:
+        index_name: what clip-retrieval's clients call the index.
+        systems: verb to the model that answers it.
+        slow: where systems work, one question at a time.
+        words: where labels become vocabularies.
+        looks: where the index is searched and files are read.
     """
 
     encoder: Encoder
@@ -56,8 +61,8 @@ class Server:
             raise Refused(404, f"nothing that was loaded can {verb}; start the server with --system MODEL")
         return self.systems[verb]
 
-    async def picture(self, given: str) -> Any:
-        """A picture in full, for a system."""
+    async def picture(self, given: str) -> Image.Image:
+        """A decoded picture, for a system."""
         return await self.looks(pictures.opened, await self.embedder.content(given), self.options)
 
     async def vocabulary(self, words: Words) -> Vocabulary:

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import copy
 import io
 import time
 from dataclasses import dataclass
@@ -121,6 +122,9 @@ def test_a_system_that_was_loaded_answers_its_verbs(clip):
     assert served["detect"] is detector
     with pytest.raises(ValueError, match="a CLIP can do none of segment, detect"):
         systems_of(clip, [clip])
+    shell = copy.copy(clip)
+    shell._modules = clip._modules | {"image": torch.nn.Identity()}
+    assert systems_of(shell, []) == {}  # an export has no tower that could be asked
     large = Image.new("RGB", (2048, 1024), "grey")
     file = io.BytesIO()
     large.save(file, "PNG")

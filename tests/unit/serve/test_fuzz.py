@@ -22,7 +22,7 @@ from openvocab.serve.options import Options
 
 @pytest.fixture(scope="module")
 def app(clip, index):
-    systems = {verb: with_verb(clip, verb) for verb in ("segment", "depth")}
+    systems = {"explain": clip} | {verb: with_verb(clip, verb) for verb in ("segment", "depth")}
     return create(encoder(clip, precision="float32"), index, systems, Options(max_pixels=10**6), "holidays")
 
 
