@@ -27,12 +27,14 @@ def decode(
     name: str | None = None,
     exif: bool = False,
     max_pixels: int = MAX_PIXELS,
+    least_px: int | None = None,
 ) -> Image.Image:
     """A fully decoded picture in the file's own mode; the size is checked in the header, before any pixel is decoded.
 
     Args:
         name: what errors call the picture; the path when `source` is one.
         exif: turn the picture upright as its EXIF orientation says.
+        least_px: a JPEG may come at a half, a quarter or an eighth of its size, with no side below this; much faster.
 
     Raises:
         ValueError: one line with the name and the reason: empty, not a picture, truncated, too large, unsupported.
@@ -51,6 +53,8 @@ def decode(
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > max_pixels:
                 raise _too_large(name, f"{image.width} x {image.height} pixels", max_pixels)
+            if least_px is not None:
+                image.draft(None, (least_px, least_px))  # type: ignore[arg-type]
             image.load()
             # Pillow's `with` closes the file only; the decoded pixels stay.
             upright = ImageOps.exif_transpose(image) if exif and _orientation(image) != 1 else image

@@ -24,7 +24,7 @@ Batch = tuple[list[float], UInt8[Tensor, "image 3 image_size image_size"]]
 def video_rows(
     video: Video, encoder: Encoder, fps: float = 1.0, *, levels: int = 1, alike: float = ALIKE, batch_size: int = 32
 ) -> Iterator[Run]:
-    """What a video shows, each run as soon as it ends; memory is two batches and one run a tile, whatever the length.
+    """What a video shows, each run as soon as it ends; whatever its length, two batches of frames are held in memory.
 
     Every frame is decoded at most once, in order, ahead of the encoder. Batches are filled in order too, so equal files
     give equal bits.

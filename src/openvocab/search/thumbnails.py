@@ -27,7 +27,7 @@ def thumbnail(index: Index, entry: Entry, size_px: int = 256) -> Path:
     path = storage.cache_folder("thumbnails", entry.content[:2]) / f"{entry.content}{moment}-{size_px}.jpg"
     if not path.is_file():
         if entry.start_s is None:
-            picture = to_rgb(decode(index.read(entry), name=entry.path, exif=True))
+            picture = to_rgb(decode(index.read(entry), name=entry.path, exif=True, least_px=size_px))
         else:
             picture = Image.fromarray(frame_at(index.file(entry), entry.start_s).pixels)
         picture.thumbnail((size_px, size_px), reducing_gap=2.0)

@@ -49,6 +49,15 @@ def test_pixel_limit_can_be_set():
         decode(JPEG, max_pixels=64 * 48 - 1)
 
 
+@pytest.mark.parametrize(("kind", "size"), [("JPEG", (200, 150)), ("PNG", (800, 600))])
+def test_a_jpeg_may_come_smaller_but_not_below_what_is_asked_for(kind, size):
+    content = encode(Image.new("RGB", (800, 600), "red"), kind)
+    assert decode(content, least_px=128).size == size
+    assert decode(content, least_px=9999).size == (800, 600)
+    with pytest.raises(ValueError, match="800 x 600 pixels, above"):
+        decode(content, least_px=16, max_pixels=1000)
+
+
 def test_missing_and_unreadable_paths_name_the_path(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg: no such file"):
         decode(tmp_path / "gone.jpg")
