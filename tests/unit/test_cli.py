@@ -89,6 +89,14 @@ def test_classify_gives_parents_in_json_words_and_tables(tmp_path, capsys):
     assert row["parents"] == [[["round", pytest.approx(inside, abs=1e-5)]]]
     assert run(["classify", str(tmp_path / "p" / "red.png"), *asked]) == 0
     assert "  <  round " in capsys.readouterr().out
+    for number in range(12):
+        (tmp_path / "p" / f"broken{number}.png").touch()
+    assert run(["classify", str(tmp_path / "p"), *asked, "--out", str(tmp_path / "a.csv")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[2].split() == ["failures", "12"]
+    assert (len(said), said[-1]) == (14, "  and 2 more (--json lists all)")
+    for number in range(12):
+        (tmp_path / "p" / f"broken{number}.png").unlink()
     out = f"{tmp_path / 'answers.jsonl'}/"
     assert run(["classify", str(tmp_path / "p"), *asked, "--out", out, "--shard", "0/1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"table": out[:-1], "pictures": 2, "failures": {}}

@@ -34,6 +34,10 @@ BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures at a time
 Shard = Annotated[str, typer.Option("--shard", help="i/n: this process's share, i from 0.")]
 
 
+_LISTED = 10
+"""Failures that are shown to people."""
+
+
 def read_shard(text: str) -> tuple[int, int]:
     """`i/n` as two numbers."""
     index, slash, count = text.partition("/")
@@ -83,6 +87,15 @@ def default_file() -> Path:
 
 def show(result: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)
+
+
+def show_work(done: dict[str, Any], as_json: bool) -> None:
+    """What was done to files: for people, of those that could not be read, the number and the first reasons."""
+    reasons = list(done.get("failures", {}).values())
+    lines = [table(done | {"failures": len(reasons)}), *(f"  {reason}" for reason in reasons[:_LISTED])]
+    if len(reasons) > _LISTED:
+        lines.append(f"  and {len(reasons) - _LISTED} more (--json lists all)")
+    show(done, as_json, "\n".join(lines))
 
 
 def show_boxes(picture: str, found: Any, files: dict[str, str], as_json: bool, spans: Any = None) -> None:

@@ -19,6 +19,7 @@ from openvocab.cli.app import (
     read_shard,
     show,
     show_boxes,
+    show_work,
     table,
     trained,
 )
@@ -68,7 +69,7 @@ def classify(
             encoder, given, words, out, k=top, calibration=fitted, batch_size=batch_size, shard=share
         )
         done = {"table": str(written.path), "pictures": written.pictures, "failures": written.failures}
-        show(done, as_json, table(done))
+        show_work(done, as_json)
         return
     answer = encoder.clip.classify(pictures, words, calibration=fitted, none_of_these=fitted is not None)
     rows: list[dict[str, Any]] = [{"picture": name, "labels": best} for name, best in zip(pictures, answer.top(top))]

@@ -18,11 +18,9 @@ from openvocab.cli.app import (
     chosen_model,
     read_shard,
     show,
+    show_work,
     table,
 )
-
-_LISTED = 10
-"""Failures that are shown to people."""
 
 
 @app.command()
@@ -48,7 +46,7 @@ def embed(
     embedded = embed_files(encoder, source, out=out, batch_size=batch_size, shard=share, metadata=metadata)
     pictures = sum(len(part.vectors) for part in embedded.parts)
     done = {"folder": str(out), "pictures": pictures, "failures": embedded.failures}
-    show({**done, "fingerprint": embedded.fingerprint, "numerics": encoder.numerics}, as_json, table(done))
+    show_work({**done, "fingerprint": embedded.fingerprint, "numerics": encoder.numerics}, as_json)
 
 
 @app.command()
@@ -80,21 +78,18 @@ def index(
     from openvocab.search.build import build
     from openvocab.search.index import Index
 
-    encoder, done, lines = loading.encoder(chosen, precision=precision), {"index": out}, []
+    encoder, done = loading.encoder(chosen, precision=precision), {"index": out}
     if sources:
         built = build(
             out, sources, encoder, fps=fps, levels=levels, storage=storage, batch_size=batch_size, shard=share
         )
         done |= asdict(built)
-        lines = [f"  {reason}" for reason in built.failures.values()]
     if audit:
         opened = Index.open(out)
         opened.check(encoder.fingerprint, encoder.numerics)
         examples = opened.background().vectors
         done |= audits.audit(opened, audits.questions(encoder, 1), examples[:: -(-len(examples) // 512)])
-    more = [f"  and {len(lines) - _LISTED} more (--json lists all)"] if len(lines) > _LISTED else []
-    shown = {name: value for name, value in done.items() if name != "failures"} | {"failures": len(lines)}
-    show(done, as_json, "\n".join([table(shown), *lines[:_LISTED], *more]))
+    show_work(done, as_json)
 
 
 corpus = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Builds data sets.")

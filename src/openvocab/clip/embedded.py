@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openvocab import storage
-from openvocab.data.columns import write_columns
+from openvocab.data.columns import check_format, write_columns
 from openvocab.data.tables import stream_rows
 from openvocab.progress import note
 
@@ -111,8 +111,9 @@ class Parts:
         """Claims the folder and clears away what was being written when a process was killed; what is still to do.
 
         Raises:
-            ValueError: the folder holds work of another plan.
+            ValueError: the folder holds work of another plan, or what writes the parts is not installed.
         """
+        check_format(self.last)
         storage.claim(self.folder / MANIFEST, self.plan)
         missing = self.missing()
         names = {path.name for number in missing for path in self._files(number)}

@@ -16,9 +16,11 @@ Columns = Mapping[str, list[str] | np.ndarray]
 
 
 def check_format(path: str | Path) -> None:
-    """Raises ValueError where no table can have such a name."""
+    """Raises ValueError where no table can have such a name, or what writes it is not installed."""
     if Path(path).suffix not in FORMATS:
         raise ValueError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    if Path(path).suffix == ".parquet":
+        require("pyarrow.parquet", "data", f"{path}: writing parquet")
 
 
 def write_columns(path: Path, columns: Columns) -> None:

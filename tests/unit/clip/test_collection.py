@@ -211,6 +211,13 @@ def test_run_that_was_killed_goes_on_behind_its_last_part(clip, folder, tmp_path
     assert not list(out.rglob(".*"))
 
 
+def test_a_missing_package_is_named_before_any_picture_is_read(clip, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    monkeypatch.setattr(collection, "preprocess_bytes", None)
+    with pytest.raises(ValueError, match=r"writing parquet needs pyarrow: pip install 'openvocab\[data\]'"):
+        embed_files(clip, folder, out=tmp_path / "out", metadata="parquet")
+
+
 def test_finished_folder_is_not_embedded_again(clip, folder, tmp_path, monkeypatch):
     embed_files(clip, folder, out=tmp_path / "out")
     monkeypatch.setattr(collection, "preprocess_bytes", None)
