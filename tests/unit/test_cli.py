@@ -25,6 +25,7 @@ from openvocab.world.scene import CLASSES
         (["search", "x", "a", "--kind", "film"], "expected picture or video"),
         (["search", "x", "a", "--kind", "picture", "--then", "b"], "pictures show nothing next"),
         (["train", "clip"], "--out"),
+        (["inspect", "demo", "--batch-size", "8"], "no effect without --plan"),
         (["convert", "a", "b"], "--to"),
         (["classify", "x.tar", "--labels", "a,b", "--model", "demo"], "x.tar is a collection: name its table"),
         (["classify", "x.png", "--labels", "a,b", "--model", "demo", "--shard", "0/2"], "needs --out"),
@@ -106,6 +107,13 @@ def test_classify_gives_parents_in_json_words_and_tables(tmp_path, capsys):
 
 
 TINY = ["--size", "tiny", "--set", "fit.steps=6", "--set", "data.num_scenes=64", "--json"]
+
+
+def test_inspect_plans_a_training(capsys):
+    assert run(["inspect", "demo", "--plan", "2x8GB@10", "--batch-size", "64", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert {way["name"] for way in planned["ways"]} == {"data", "sharded"}
+    assert all(way["fits"] and way["settings"] for way in planned["ways"])
 
 
 def test_train_inspect_score_classify_embed_convert_and_doctor(tmp_path, capsys, monkeypatch):

@@ -22,19 +22,32 @@ def systems(as_json: Json = False) -> None:
 
 @app.command()
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="MODEL", help="demo, a folder or file, or hf:owner/name.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="demo, a folder or file, or hf:owner/name; an architecture to --plan."),
+    ],
     default: Annotated[bool, typer.Option("--default", help="Use this model when --model is not given.")] = False,
     labels: Annotated[
         str | None, typer.Option(help="Instead: which of these labels mean several things to it.")
     ] = None,
+    plan: Annotated[str | None, typer.Option(help="Instead: what training takes, for example on 8xH100.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of the plan; default 32,768, CLIP's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Says what a model is: architecture, activation, preprocessing, tokenizer, fingerprint, origin."""
+    from dataclasses import asdict
+
     from openvocab.loading import describe, load
 
-    if labels is not None:
-        from dataclasses import asdict
+    if batch_size is not None and plan is None:
+        raise typer.BadParameter("has no effect without --plan 8xH100", param_hint="--batch-size")
+    if plan is not None:
+        from openvocab.lab.plan import plan as plan_training
 
+        planned = plan_training(source, plan, batch_size or 32_768)
+        show(asdict(planned), as_json, str(planned))
+        return
+    if labels is not None:
         from openvocab.clip.senses import find_ambiguous
 
         found = find_ambiguous(load(source), read_names(labels))

@@ -67,6 +67,7 @@ class Shards(Copies):
 
     FSDP2 gathers every transformer block on its own, all the rest together, and sums up gradients by rows. Numbers (the
     temperature) stay whole on every rank. The model that was given waits on the CPU, and gets its weights at the end.
+    In bfloat16 what is gathered has 16 bits, and so has the residual stream, which autocast over copies keeps in 32.
 
     Raises:
         ValueError: the process was not started by torchrun.
@@ -82,13 +83,15 @@ class Shards(Copies):
         self.device = next(model.parameters()).device
         self.given, self.group = model.cpu(), group
         self.model = copy.deepcopy(model)
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.contiguous()  # FSDP2 takes no channels-last convolution
         self.numbers = {parameter for parameter in self.model.parameters() if parameter.ndim == 0}
         options: dict[str, Any] = {
             "mesh": init_device_mesh(self.device.type, (distributed.world_size(group),)),
             "ignored_params": self.numbers,
         }
         if precision == "bfloat16":
-            # What is added to what stays as autocast has it: the sum of the residual stream in float32.
+            # Not what calls are given: losses take embeddings in 32 bits.
             options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for stack in self.model.modules():
             if isinstance(stack, nn.ModuleList) and hasattr(stack, "checkpointing"):
