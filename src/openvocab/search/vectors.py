@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -14,10 +13,10 @@ from openvocab import storage
 from openvocab.clip.encoder import multiplies_bfloat16
 from openvocab.search.records import Nearest, Queries
 
-_QUERIES, _BLOCK, _SPAN = 256, 8192, 2**20
+_QUERIES, _BLOCK, _SPAN = 512, 2048, 2**20
 """Queries and rows that are multiplied at once, and rows whose groups are held at once."""
-_GROUP, _MOST_GROUPS, _AT_ONCE = 16, 512, 1024
-"""Rows of a group, groups a query that are worth scoring again, and those that are scored at once."""
+_GROUP, _MOST_GROUPS = 16, 512
+"""Rows of a group, and the groups of a query that are worth scoring again."""
 _WORTH_ROUNDING = 16
 Vectors = Float[Tensor, "slot embed"]
 Rows = Int64[Tensor, " row"]
@@ -91,31 +90,36 @@ def _by_groups(queries: Queries, vectors: Vectors, slots: Slots, k: int) -> Near
     u = 2^-8 of its length, and the product by u of itself, so that no score near the k-th is off by more than `margin`.
     The k-th best maximum of a group is reached by k rows, up to the margin: groups two margins below it hold none.
     """
-    rounded, num_groups = queries.bfloat16(), -(-len(slots) // _GROUP)
-    tops = torch.empty(len(queries), num_groups, dtype=torch.bfloat16)
+    rounded, tops, firsts, steps = queries.bfloat16(), [], [], []
+    # Memory that is used again: what is asked for anew has to be cleared by the system first, at half of the cost.
+    whole, block = torch.empty(_BLOCK, queries.shape[1]), torch.empty(_BLOCK, queries.shape[1], dtype=torch.bfloat16)
+    scores = torch.empty(len(queries), _BLOCK, dtype=torch.bfloat16)
     for start in range(0, len(slots), _BLOCK):
-        scores = rounded @ _at(vectors, slots[start : start + _BLOCK]).bfloat16().T
-        scores = F.pad(scores, (0, -scores.shape[1] % _GROUP), value=-torch.inf).unflatten(1, (-1, _GROUP))
-        tops[:, start // _GROUP : start // _GROUP + scores.shape[1]] = scores.amax(2)
-    kth = tops.topk(min(k, num_groups)).values[:, -1:].float()
+        found = _at(vectors, slots[start : start + _BLOCK])
+        width = -(-len(found) // _GROUP)
+        block[: len(found)] = whole[: len(found)].copy_(found)  # two conversions are faster than one
+        block[len(found) :] = 0
+        torch.mm(rounded, block.T, out=scores)
+        scores[:, len(found) :] = -torch.inf
+        tops.append(scores[:, : width * _GROUP].unflatten(1, (_GROUP, width)).amax(1))
+        firsts.append(torch.arange(start, start + width))
+        steps.append(torch.full((width,), width))
+    tops, firsts, steps = torch.cat(tops, 1), torch.cat(firsts), torch.cat(steps)
+    if tops.shape[1] < k:
+        return _by_blocks(queries, vectors, slots, k)
+    kth = tops.topk(k).values[:, -1:].float()
     length, moved = (each.norm(dim=1, keepdim=True) for each in (queries, rounded.float() - queries))
     margin = moved + 2**-8 * (1.1 * length + kth.abs())
     query, group = (tops.float() >= kth - 2 * margin).nonzero().unbind(1)
-    if num_groups < k or len(query) > _MOST_GROUPS * len(queries):
+    if len(query) > _MOST_GROUPS * len(queries):
         return _by_blocks(queries, vectors, slots, k)  # where many are alike, rounding tells nothing apart
-    places = group[:, None] * _GROUP + torch.arange(_GROUP)
-    scores = torch.cat(
-        [
-            (vectors[slots[some]].float() @ queries[of, :, None]).squeeze(2)
-            for some, of in zip(places.clamp(max=len(slots) - 1).split(_AT_ONCE), query.split(_AT_ONCE))
-        ]
-    ).masked_fill_(places >= len(slots), -torch.inf)
-    counts = query.bincount(minlength=len(queries))
-    column = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
-    shape = len(queries), int(counts.max()), _GROUP
-    all_scores, all_places = torch.full(shape, -torch.inf), torch.zeros(shape, dtype=torch.int64)
-    all_scores[query, column], all_places[query, column] = scores, places
-    return best_of(Nearest(all_scores.flatten(1), all_places.flatten(1)), k)
+    best = []
+    for row, groups in enumerate(group.split(query.bincount(minlength=len(queries)).tolist())):
+        places = (firsts[groups] + steps[groups] * torch.arange(_GROUP)[:, None]).flatten()
+        places = places[places < len(slots)]
+        scores = queries[row : row + 1] @ vectors.index_select(0, slots[places]).float().T
+        best.append(best_of(Nearest(scores, places[None]), k))
+    return Nearest(torch.cat([each.scores for each in best]), torch.cat([each.rows for each in best]))
 
 
 def _at(vectors: Vectors, slots: Slots) -> Float[Tensor, "... embed"]:
