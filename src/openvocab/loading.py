@@ -13,7 +13,6 @@ from openvocab import storage, systems
 from openvocab.clip import architectures, folder
 from openvocab.clip.encoder import Encoder, cast
 from openvocab.clip.encoder import encoder as on_torch
-from openvocab.clip.export import RECORD, kept_export, open_export
 from openvocab.clip.hf_config import from_hf_config, to_hf_config
 from openvocab.clip.layouts import State
 from openvocab.clip.model import CLIP
@@ -22,7 +21,7 @@ from openvocab.clip.preprocess import to_hf
 from openvocab.clip.published import CLIP_VOCABULARY_SIZE, clip_defaults, tokenizer_of, weight_file
 from openvocab.clip.stretch import stretch_context
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
-from openvocab.clip.towers import DEPLOYED
+from openvocab.clip.towers import DEPLOYED, EXPORT_RECORD
 from openvocab.clip.weights import (
     build,
     fingerprint,
@@ -86,7 +85,9 @@ def encoder(source: str | Path | CLIP, engine: str | None = None, precision: str
     Raises:
         ValueError: what `load` raises, an engine or precision that is not there, or the source is of another system.
     """
-    if not isinstance(source, CLIP) and (locate(source) / RECORD).is_file():
+    if not isinstance(source, CLIP) and (locate(source) / EXPORT_RECORD).is_file():
+        from openvocab.clip.export import open_export
+
         made = open_export(locate(source))
         if engine not in (None, made.engine) or precision not in ("fast", made.precision):
             raise ValueError(f"{source}: exported for {made.numerics}, not for {engine or made.engine} {precision}")
@@ -95,6 +96,8 @@ def encoder(source: str | Path | CLIP, engine: str | None = None, precision: str
     if not isinstance(clip, CLIP):
         raise ValueError(f"{source}: holds a {type(clip).__name__}, only a CLIP embeds pictures and texts")
     if engine in DEPLOYED:
+        from openvocab.clip.export import kept_export
+
         return kept_export(clip, engine, precision)
     if engine not in (None, "torch"):
         raise ValueError(f"unknown engine {engine!r}; known are torch, {', '.join(DEPLOYED)}")
@@ -165,7 +168,7 @@ def layout_of(path: Path) -> str:
     for file, layout in ((folder.RECORD, "openvocab"), (_OPEN_CLIP, "open_clip"), (_HF, "hf")):
         if (path / file).exists():
             return layout
-    if (path / RECORD).exists():
+    if (path / EXPORT_RECORD).exists():
         raise ValueError(f"{path}: an export, with which embed, index, search and serve work; give the model itself")
     raise ValueError(f"{path}: not a model folder: no {folder.RECORD}, {_OPEN_CLIP} or {_HF} in it")
 

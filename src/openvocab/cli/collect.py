@@ -62,7 +62,8 @@ def index(
         str, typer.Option(help="What the fast search reads: int8, or binary, a seventh of it.")
     ] = "int8",
     batch_size: BatchSize = 32,
-    precision: Annotated[str, typer.Option(help="fast, float32 or bfloat16.")] = "fast",
+    engine: Engine = None,
+    precision: Precision = "fast",
     shard: Shard = "0/1",
     audit: Annotated[bool, typer.Option("--audit", help="Compare the fast search with the exact one.")] = False,
     as_json: Json = False,

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -78,11 +78,22 @@ def encoder(clip: CLIP, precision: str = "fast") -> Encoder:
         precision = "bfloat16" if native else own
     if own not in ("float32", precision):
         raise ValueError(f"precision {precision}: the model is {own}; load it with dtype=torch.float32")
-    twin = clip
-    if precision != own:
-        twin = copy.copy(clip)
-        twin._modules = {name: cast(copy.deepcopy(tower), torch.bfloat16) for name, tower in clip.named_children()}
-    return Encoder(clip, "torch", precision, partial(embed_pixels, twin), partial(embed_tokens, twin))
+    if precision == own:
+        return as_encoder(clip)
+
+    @cache  # one search needs the text tower alone
+    def twin(tower: str) -> CLIP:
+        found = copy.copy(clip)
+        found._modules = {**clip._modules, tower: cast(copy.deepcopy(getattr(clip, tower)), torch.bfloat16)}
+        return found
+
+    def image(pixels: UInt8[Tensor, "image 3 image_size image_size"]) -> Embeds:
+        return embed_pixels(twin("image"), pixels)
+
+    def text(tokens: Tokens) -> TextEmbeds:
+        return embed_tokens(twin("text"), tokens)
+
+    return Encoder(clip, "torch", precision, image, text)
 
 
 def as_encoder(model: CLIP | Encoder) -> Encoder:

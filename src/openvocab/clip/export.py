@@ -27,7 +27,7 @@ from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig, normalize, preprocess_bytes, to_pixels
 from openvocab.clip.templates import fill, templates
 from openvocab.clip.tokenizer_files import load_tokenizer
-from openvocab.clip.towers import DEPLOYED, Calibration, quiet_exporters
+from openvocab.clip.towers import DEPLOYED, EXPORT_RECORD, Calibration, quiet_exporters
 from openvocab.config import from_dict, to_dict
 from openvocab.data.collection import Collection, Source, open_collection
 from openvocab.data.scenes import TEST_SEED, open_scenes
@@ -36,7 +36,7 @@ from openvocab.progress import note
 from openvocab.shapes import ImageEmbeds
 from openvocab.world.scene import WorldConfig
 
-RECORD, FORMAT = "export.json", 1
+FORMAT = 1
 LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.998, "int8": 0.9}
 """Of any embedding with that of the float32 model."""
 LEAST_RECALL, MOST_LOST = 0.95, 0.02
@@ -111,11 +111,11 @@ def export(
             "logit_bias": None if clip.logit_bias is None else clip.logit_bias.item(),
             "trained_on": clip.trained_on,
         }
-        storage.write_json(part / RECORD, record)
+        storage.write_json(part / EXPORT_RECORD, record)
         made = open_export(part)
         measured = judge(as_encoder(clip), made, sample)
         check(measured, precision)
-        storage.write_json(part / RECORD, record | {"measured": measured, "golden": _golden(made)})
+        storage.write_json(part / EXPORT_RECORD, record | {"measured": measured, "golden": _golden(made)})
     return measured
 
 
@@ -147,9 +147,9 @@ def open_export(folder: str | os.PathLike[str]) -> Encoder:
         ValueError: written by another version, or it no longer computes what it did when it was judged.
     """
     folder = Path(folder)
-    record = storage.read_json(folder / RECORD)
+    record = storage.read_json(folder / EXPORT_RECORD)
     if record.get("format") != FORMAT:
-        raise ValueError(f"{folder / RECORD}: format {record.get('format')!r}, this version reads {FORMAT}")
+        raise ValueError(f"{folder / EXPORT_RECORD}: format {record.get('format')!r}, this version reads {FORMAT}")
     clip = _shell(record, folder)
     deployed, precision = DEPLOYED[record["engine"]], record["precision"]
     image, text = (deployed.open(folder / f"{tower}{deployed.suffix}", precision) for tower in ("image", "text"))
@@ -316,7 +316,7 @@ class _Elsewhere(nn.Module):
 
 
 def _shell(record: dict[str, Any], folder: Path) -> CLIP:
-    config = from_dict(CLIPConfig, record["config"], where=str(folder / RECORD))
+    config = from_dict(CLIPConfig, record["config"], where=str(folder / EXPORT_RECORD))
     with torch.device("meta"):
         clip = CLIP(config)
     clip.image, clip.text = _Elsewhere(folder), _Elsewhere(folder)  # type: ignore[assignment]

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from openvocab.blocks.transformer import ACTIVATIONS, MLP
+from openvocab.clip.engine import embed_texts
 from openvocab.clip.model import CLIP
 
 TEXTS = ("a photo of a cat", "two red circles, left of a blue square", "An old map; 1847!", "hello")
@@ -46,7 +47,7 @@ def record(clip: CLIP) -> dict[str, Any]:
     }
     if clip.tokenizer is not None:
         tokens = clip.tokenize(list(TEXTS), truncate=True)
-        golden |= {"ids": tokens.tolist(), "text_embeds": _rounded(clip.encode_text(tokens))}
+        golden |= {"ids": tokens.tolist(), "text_embeds": _rounded(embed_texts(clip, TEXTS, truncate=True))}
     return golden
 
 

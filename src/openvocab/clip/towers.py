@@ -17,6 +17,9 @@ from torch.export import ExportedProgram
 
 from openvocab.data.extras import require
 
+EXPORT_RECORD = "export.json"
+"""The file by which the folder of an export is known."""
+
 Tower = Callable[[Tensor], Tensor]
 """Pixels or token ids to unit float32 rows."""
 
