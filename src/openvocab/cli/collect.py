@@ -1,5 +1,6 @@
 """Verbs for collections of pictures."""
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +52,9 @@ def embed(
 
 @app.command()
 def index(
-    out: Annotated[str, typer.Option(help="The index's folder; one that is there is brought up to date.")],
+    out: Annotated[
+        str, typer.Option("--out", "--store", help="The index: a folder or postgresql://...; brought up to date.")
+    ],
     sources: Annotated[
         list[str] | None, typer.Argument(help="Folders with all below them, tar files, pictures, videos.")
     ] = None,
@@ -86,10 +89,10 @@ def index(
         )
         done |= asdict(built)
     if audit:
-        opened = Index.open(out)
-        opened.check(encoder.fingerprint, encoder.numerics)
-        examples = opened.background().vectors
-        done |= audits.audit(opened, audits.questions(encoder, 1), examples[:: -(-len(examples) // 512)])
+        with contextlib.closing(Index.open(out)) as opened:
+            opened.check(encoder.fingerprint, encoder.numerics)
+            examples = opened.background().vectors
+            done |= audits.audit(opened, audits.questions(encoder, 1), examples[:: -(-len(examples) // 512)])
     show_work(done, as_json)
 
 

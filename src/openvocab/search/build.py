@@ -9,14 +9,13 @@ import itertools
 import os
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 
 from openvocab.progress import track
 from openvocab.search.audit import questions
 from openvocab.search.contents import pictures, videos
-from openvocab.search.folder import FolderStore
+from openvocab.search.index import store_at
 from openvocab.search.places import Source, in_shard, places, scopes
 from openvocab.search.records import About, Built, Encoder, Storage
 
@@ -56,9 +55,9 @@ def build(
         raise ValueError(f"shard {shard[0]}/{shard[1]}: expected i/n with 0 <= i < n")
     threads = threads or torch.get_num_threads()
     about = About(encoder.name, encoder.fingerprint, encoder.numerics, encoder.embed_dim, fps, levels, storage)
-    store = FolderStore(Path(out), about)
+    store = store_at(out, about)
     with contextlib.closing(store), store.writing():
-        _check(out, store.about, about)
+        _check(store.name, store.about, about)
         found = ((place, in_shard(place.path, shard)) for scope in covered for place in places(scope))
         failures, rows = store.begin(found, covered), 0
         still = iter(track(store.waiting("picture"), "pictures", store.num_waiting("picture"), "picture"))
@@ -87,7 +86,7 @@ def build(
     )
 
 
-def _check(out: str | os.PathLike[str], made: About, asked: About) -> None:
+def _check(out: str, made: About, asked: About) -> None:
     if (asked.fingerprint, asked.numerics) != (made.fingerprint, made.numerics):
         raise ValueError(
             f"{out}: made by {made.name} ({made.fingerprint}) in {made.numerics}, not by {asked.name} "

@@ -42,7 +42,7 @@ class FolderStore(Store):
 
     def __init__(self, folder: Path, about: About | None = None):
         super().__init__()
-        self.folder, path = folder, folder / "index.sqlite"
+        self.folder, self.name, path = folder, str(folder), folder / "index.sqlite"
         if about is None and not path.is_file():
             raise ValueError(f"{folder}: holds no index (openvocab index SRC --out {folder} makes one)")
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +87,9 @@ class FolderStore(Store):
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        return self.transaction()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:

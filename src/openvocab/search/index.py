@@ -11,6 +11,7 @@ from openvocab.data.shards import index_shard
 from openvocab.data.source import FileRange
 from openvocab.search.folder import FolderStore
 from openvocab.search.places import holder
+from openvocab.search.postgres import PostgresStore
 from openvocab.search.records import About, Background, Entry, Nearest, Queries, Where
 from openvocab.search.store import Store
 from openvocab.shapes import Embeds
@@ -24,12 +25,12 @@ class Index:
 
     @staticmethod
     def open(source: str | os.PathLike[str]) -> "Index":
-        """An index that is there: a folder.
+        """An index that is there: a folder, or postgresql://user@host/database.
 
         Raises:
             ValueError: no index is there.
         """
-        return Index(FolderStore(Path(source)))
+        return Index(store_at(source))
 
     @property
     def about(self) -> About:
@@ -106,6 +107,13 @@ class Index:
 
     def close(self) -> None:
         self.store.close()
+
+
+def store_at(source: str | os.PathLike[str], about: About | None = None) -> Store:
+    """The store in a folder or at the address of a database; `about` makes it where there is none."""
+    if str(source).startswith(("postgresql://", "postgres://")):
+        return PostgresStore(str(source), about)
+    return FolderStore(Path(source), about)
 
 
 @functools.lru_cache(maxsize=4)

@@ -61,6 +61,8 @@ class Store(ABC):
     """An index as a database; `folder` and `postgres` say where the tables and the vectors lie."""
 
     about: About
+    name: str
+    """What errors call it."""
     column: str
     """The last one of `rows`."""
 
@@ -78,6 +80,10 @@ class Store(ABC):
 
     @abstractmethod
     def transaction(self) -> contextlib.AbstractContextManager[None]: ...
+
+    @abstractmethod
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """A transaction that no other writer's runs beside."""
 
     @abstractmethod
     def writing(self) -> contextlib.AbstractContextManager[None]:
@@ -223,7 +229,7 @@ class Store(ABC):
     def add(self, contents: Sequence[Content], placed: Sequence[tuple[Place, str]]) -> None:
         """Contents with their vectors, and places of these or of known contents: all of it or nothing."""
         kept = iter(self.put(torch.cat([content.vectors for content in contents])) if contents else ())
-        with self.transaction():
+        with self.exclusive():
             for content in contents:
                 facts = content.width_px, content.height_px, content.duration_s, content.taken_at, content.failure
                 shown = zip(content.spans, content.tiles, [next(kept) for _ in content.tiles])
@@ -255,7 +261,7 @@ class Store(ABC):
 
     def sweep(self, scopes: Sequence[Scope]) -> dict[str, int]:
         """Deletes places that are gone, and contents without a place; counts what the build did, in files."""
-        with self.transaction():
+        with self.exclusive():
             for scope in scopes:
                 bounds = (
                     ("", "\U0010ffff", "") if scope.name is None else (f"{scope.name}/", f"{scope.name}0", scope.name)

@@ -24,8 +24,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def out(tmp_path):
-    return tmp_path / "index"
+def out(fresh):
+    return fresh()
 
 
 def counts(built):
@@ -60,14 +60,15 @@ def test_each_change_costs_what_it_should(folder, out):
     assert index.find("0/1.png") == []
 
 
-def test_vectors_are_the_encoders(folder, out):
+def test_vectors_are_the_encoders(folder, out, fresh):
     encoder = Colours()
     build(out, folder, encoder)
     index = Index.open(out)
     (row,) = index.find("1/4.png")
-    again = build(out.with_name("other"), folder / "1" / "4.png", encoder)
+    other = fresh()
+    again = build(other, folder / "1" / "4.png", encoder)
     assert counts(again) == (1, 0, 0, 0, 0, 1)
-    one = Index.open(out.with_name("other"))
+    one = Index.open(other)
     assert torch.equal(one.vectors([1]), index.vectors([row]))
     best = index.nearest(index.vectors([row]), 2)
     assert best.rows[0, 0] == row
@@ -195,20 +196,20 @@ def test_other_models_and_settings_are_refused(folder, out):
         index.nearest(torch.zeros(1, 3), 1)
 
 
-def test_no_index_is_one_line(tmp_path):
+def test_no_index_is_one_line(fresh):
     with pytest.raises(ValueError, match="holds no index"):
-        Index.open(tmp_path)
+        Index.open(fresh())
 
 
-def test_two_builders_at_once(folder, out):
+def test_a_folder_takes_one_builder_at_a_time(folder, tmp_path):
     class Impatient(Colours):
         def images(self, pixels):
             with pytest.raises(ValueError, match="another process builds this index"):
-                build(out, folder, Colours())
+                build(tmp_path / "index", folder, Colours())
             return super().images(pixels)
 
-    build(out, folder, Impatient())
-    assert len(paths(out)) == 7
+    build(tmp_path / "index", folder, Impatient())
+    assert len(paths(tmp_path / "index")) == 7
 
 
 def test_shards_together_are_the_whole(folder, out):
