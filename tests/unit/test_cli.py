@@ -30,6 +30,7 @@ from openvocab.world.scene import CLASSES
         (["classify", "x.tar", "--labels", "a,b", "--model", "demo"], "x.tar is a collection: name its table"),
         (["classify", "x.png", "--labels", "a,b", "--model", "demo", "--shard", "0/2"], "needs --out"),
         (["embed", "x.tar", "--out", "y", "--model", "demo", "--shard", "1"], "expected i/n, for example 0/4"),
+        (["embed", "x.tar", "--out", "y", "--workers", "2", "--shard", "0/2"], "give --workers or --shard"),
         (["embed", "x.tar", "--out", "y", "--model", "demo", "--metadata", "csv"], "expected jsonl or parquet"),
     ],
 )

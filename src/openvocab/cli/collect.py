@@ -22,6 +22,7 @@ from openvocab.cli.app import (
     show_work,
     table,
 )
+from openvocab.storage import read_json
 
 
 @app.command()
@@ -34,20 +35,28 @@ def embed(
     precision: Precision = "fast",
     metadata: Annotated[str, typer.Option(help="Keys as jsonl, or as parquet for clip-retrieval.")] = "jsonl",
     shard: Shard = "0/1",
+    workers: Annotated[int, typer.Option(help="Processes of a Ray cluster, or of this machine, that share it.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Embeds a collection of pictures; broken files are listed and skipped."""
+    if workers and shard != "0/1":
+        raise typer.BadParameter("workers share all of it; give --workers or --shard", param_hint="--workers")
     if metadata not in ("jsonl", "parquet"):
         raise typer.BadParameter(f"{metadata!r}: expected jsonl or parquet", param_hint="--metadata")
     share, chosen = read_shard(shard), chosen_model(model)
     from openvocab import loading
     from openvocab.clip.collection import embed_files
+    from openvocab.clip.embedded import MANIFEST
+    from openvocab.lab.bulk import embed_on_ray
 
-    encoder = loading.encoder(chosen, engine, precision)
-    embedded = embed_files(encoder, source, out=out, batch_size=batch_size, shard=share, metadata=metadata)
+    asked = {"out": out, "batch_size": batch_size, "metadata": metadata}
+    if workers:
+        embedded = embed_on_ray(chosen, source, workers=workers, engine=engine, precision=precision, **asked)
+    else:
+        embedded = embed_files(loading.encoder(chosen, engine, precision), source, shard=share, **asked)
     pictures = sum(len(part.vectors) for part in embedded.parts)
-    done = {"folder": str(out), "pictures": pictures, "failures": embedded.failures}
-    show_work({**done, "fingerprint": embedded.fingerprint, "numerics": encoder.numerics}, as_json)
+    made = {name: read_json(out / MANIFEST)[name] for name in ("fingerprint", "numerics")}
+    show_work({"folder": str(out), "pictures": pictures, "failures": embedded.failures, **made}, as_json)
 
 
 @app.command()
