@@ -26,7 +26,7 @@ from openvocab.search.vectors import VectorFile, nearest
 
 DIM, HIDDEN, CLUSTERS = 512, 64, 500
 BLOCK, QUERIES, ROUNDS, K = 50_000, 512, 3, 10
-BATCHES = (1, 64, 512)
+BATCHES = (1, 64, 200, 512)
 CODES: tuple[Storage, ...] = ("int8", "binary")
 PROBES, DEPTHS = (4, 8, 16, 32, 64), {"int8": (2,), "binary": (5, 10, 20, 50)}
 

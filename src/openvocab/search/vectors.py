@@ -90,36 +90,37 @@ def _by_groups(queries: Queries, vectors: Vectors, slots: Slots, k: int) -> Near
     u = 2^-8 of its length, and the product by u of itself, so that no score near the k-th is off by more than `margin`.
     The k-th best maximum of a group is reached by k rows, up to the margin: groups two margins below it hold none.
     """
-    rounded, tops, firsts, steps = queries.bfloat16(), [], [], []
+    rounded, groups = queries.bfloat16().T, []
     # Memory that is used again: what is asked for anew has to be cleared by the system first, at half of the cost.
     whole, block = torch.empty(_BLOCK, queries.shape[1]), torch.empty(_BLOCK, queries.shape[1], dtype=torch.bfloat16)
-    scores = torch.empty(len(queries), _BLOCK, dtype=torch.bfloat16)
+    scores = torch.empty(_BLOCK, len(queries), dtype=torch.bfloat16)
     for start in range(0, len(slots), _BLOCK):
         found = _at(vectors, slots[start : start + _BLOCK])
-        width = -(-len(found) // _GROUP)
         block[: len(found)] = whole[: len(found)].copy_(found)  # two conversions are faster than one
-        block[len(found) :] = 0
-        torch.mm(rounded, block.T, out=scores)
-        scores[:, len(found) :] = -torch.inf
-        tops.append(scores[:, : width * _GROUP].unflatten(1, (_GROUP, width)).amax(1))
-        firsts.append(torch.arange(start, start + width))
-        steps.append(torch.full((width,), width))
-    tops, firsts, steps = torch.cat(tops, 1), torch.cat(firsts), torch.cat(steps)
+        torch.mm(block, rounded, out=scores)
+        scores[len(found) :] = -torch.inf
+        groups.append(scores.unflatten(0, (-1, _GROUP)).amax(1))
+    tops = torch.cat(groups)[: -(-len(slots) // _GROUP)].T.contiguous()
     if tops.shape[1] < k:
         return _by_blocks(queries, vectors, slots, k)
     kth = tops.topk(k).values[:, -1:].float()
-    length, moved = (each.norm(dim=1, keepdim=True) for each in (queries, rounded.float() - queries))
+    length, moved = (each.norm(dim=1, keepdim=True) for each in (queries, rounded.T.float() - queries))
     margin = moved + 2**-8 * (1.1 * length + kth.abs())
-    query, group = (tops.float() >= kth - 2 * margin).nonzero().unbind(1)
+    query, group = (tops >= _below(kth - 2 * margin)).nonzero().unbind(1)
     if len(query) > _MOST_GROUPS * len(queries):
         return _by_blocks(queries, vectors, slots, k)  # where many are alike, rounding tells nothing apart
     best = []
-    for row, groups in enumerate(group.split(query.bincount(minlength=len(queries)).tolist())):
-        places = (firsts[groups] + steps[groups] * torch.arange(_GROUP)[:, None]).flatten()
+    for row, its in enumerate(group.split(query.bincount(minlength=len(queries)).tolist())):
+        places = (its[:, None] * _GROUP + torch.arange(_GROUP)).flatten()
         places = places[places < len(slots)]
         scores = queries[row : row + 1] @ vectors.index_select(0, slots[places]).float().T
         best.append(best_of(Nearest(scores, places[None]), k))
     return Nearest(torch.cat([each.scores for each in best]), torch.cat([each.rows for each in best]))
+
+
+def _below(values: Float[Tensor, "query 1"]) -> Float[Tensor, "query 1"]:
+    """In bfloat16, and no larger."""
+    return (values - values.abs() * 2**-7).bfloat16()
 
 
 def _at(vectors: Vectors, slots: Slots) -> Float[Tensor, "... embed"]:
