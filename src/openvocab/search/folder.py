@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -46,7 +47,10 @@ class FolderStore(Store):
         if about is None and not path.is_file():
             raise ValueError(f"{folder}: holds no index (openvocab index SRC --out {folder} makes one)")
         folder.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+        # Where nothing can be written, not even the files beside which SQLite keeps its locks, nothing changes.
+        fixed = "" if os.access(folder, os.W_OK) else "?immutable=1"
+        at = path.absolute().as_uri() + fixed
+        self._db = sqlite3.connect(at, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
         self._snapshot: _Snapshot | None = None
         try:
             if about is not None:

@@ -134,7 +134,7 @@ class Store(ABC):
         """The question for the numbers of the rows that a filter lets through, and its values."""
         conditions = [("path = ?", where.path), ("taken_at >= ?", where.since), ("taken_at < ?", where.until)]
         if where.folder is not None and (folder := where.folder.strip("/")):
-            conditions += [("path >= ?", f"{folder}/"), ("path < ?", f"{folder}0")]  # 0 follows / in every table
+            conditions += zip(("path >= ?", "path < ?"), _below(folder))
         held = [(condition, value) for condition, value in conditions if value is not None]
         asked = [("SELECT content FROM places WHERE " + " AND ".join(c for c, _ in held), [v for _, v in held])]
         asked = asked if held else []
@@ -178,30 +178,26 @@ class Store(ABC):
             for root in dict.fromkeys(scope.root for scope in scopes):
                 self.ask("INSERT INTO roots (folder) VALUES (?) ON CONFLICT DO NOTHING", root)
         self._numbers = {folder: root for root, folder in self.ask("SELECT root, folder FROM roots")}
-        failures: dict[str, str] = {}
+        unlisted: list[Unlisted] = []
 
         def rows() -> Iterator[tuple[Any, ...]]:
             for at, mine in found:
                 if isinstance(at, Unlisted):
-                    failures[f"{at.root}/{at.path}"] = at.reason
+                    unlisted.append(at)
                 else:
                     stamp = at.size_bytes, at.mtime_ns, at.offset
                     yield self._numbers[at.root], at.path, at.kind, *stamp, int(mine)
 
         with self.transaction():
             self.tell("INSERT INTO seen VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows())
-            for name in failures:  # what is known below what cannot be listed stays
-                root = max((folder for folder in self._numbers if name.startswith(f"{folder}/")), key=len)
-                path = name[len(root) + 1 :].rstrip("/")
-                low, high = (f"{path}/", f"{path}0") if path else ("", "\U0010ffff")
+            for at in unlisted:  # what is known below it stays
                 self.ask(
                     """INSERT INTO seen SELECT root, path, '', 0, 0, NULL, 0 FROM places
                     WHERE root = ? AND path >= ? AND path < ? ON CONFLICT DO NOTHING""",
-                    self._numbers[root],
-                    low,
-                    high,
+                    self._numbers[at.root],
+                    *_below(at.path.rstrip("/")),
                 )
-        return failures
+        return {f"{at.root}/{at.path}": at.reason for at in unlisted}
 
     def waiting(self, kind: Kind) -> Iterator[Place]:
         """Files of this build that are new, or not what they were, in a fixed order."""
@@ -263,9 +259,7 @@ class Store(ABC):
         """Deletes places that are gone, and contents without a place; counts what the build did, in files."""
         with self.exclusive():
             for scope in scopes:
-                bounds = (
-                    ("", "\U0010ffff", "") if scope.name is None else (f"{scope.name}/", f"{scope.name}0", scope.name)
-                )
+                bounds = (*_below(scope.name or ""), scope.name or "")
                 self.ask(
                     """INSERT INTO gone SELECT root, path, content FROM places p
                     WHERE root = ? AND ((path >= ? AND path < ?) OR path = ?) AND NOT EXISTS (
@@ -349,6 +343,11 @@ def _entry(row: int, places: list[tuple[Any, ...]]) -> Entry:
         row, path, root, kind, digest, start_s, end_s, tile, taken_at, width_px, height_px, duration_s,
         copies=tuple(f"{folder}/{copy}" for copy, folder, *_ in places[1:]),
     )  # fmt: skip
+
+
+def _below(folder: str) -> tuple[str, str]:
+    """Paths in a folder, or in a tar file, lie from the first of these up to the other; 0 follows / in every table."""
+    return (f"{folder}/", f"{folder}0") if folder else ("", "\U0010ffff")
 
 
 def _iso(mtime_ns: int) -> str:

@@ -157,6 +157,31 @@ def test_a_source_that_is_gone_removes_nothing(folder, out):
     assert len(paths(out)) == 7
 
 
+def test_what_is_below_a_folder_that_cannot_be_listed_stays(folder, out, monkeypatch):
+    build(out, folder, Colours())
+    (folder / "1" / "3.png").unlink()
+    (folder / "2" / "6.png").unlink()
+    whole = os.scandir
+
+    def refused(path):
+        if str(path).endswith("1/"):
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    built = build(out, folder, Colours())
+    assert (built.removed, built.unchanged) == (1, 3)
+    assert built.failures == {f"{folder}/1/": "cannot be listed (Permission denied)"}
+    assert "1/3.png" in paths(out)
+
+
+def test_a_folder_that_nobody_may_write_to_is_read(folder, tmp_path, monkeypatch):
+    build(tmp_path / "index", folder, Colours())
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert len(paths(tmp_path / "index")) == 7
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.sqlite", "vectors", "writer.lock"}
+
+
 def test_exif_says_when_and_which_way_up(folder, out):
     exif = Image.Exif()
     exif[0x0112] = 6
