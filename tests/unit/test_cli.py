@@ -384,9 +384,14 @@ def test_search_finds_pictures_and_moments(tmp_path, capsys, monkeypatch):
         for row in rows:
             Image.fromarray(shown[row]).save(files / folder / f"{names[row]}.png")
     write_video(files / "clip.mp4", 120, rate=30, show=lambda number: shown[2 if 60 <= number < 90 else 3, :48])
-    build(tmp_path / "index", files, loading.encoder("demo"), fps=4.0)
-
-    ask = ["search", str(tmp_path / "index"), "--model", "demo", "--json"]
+    monkeypatch.delenv("OPENVOCAB_MODEL", raising=False)
+    unsaid = tmp_path / "unsaid"
+    build(unsaid, files, loading.encoder("demo"))
+    assert run(["search", str(unsaid), "a"]) == 2
+    assert "which model?" in capsys.readouterr().err
+    ask = ["search", str(tmp_path / "index"), "--json"]
+    assert run(["index", str(files), "--out", ask[1], "--model", "demo", "--fps", "4"]) == 0
+    capsys.readouterr()
 
     def found(*more):
         assert run([*ask, *more]) == 0

@@ -91,11 +91,11 @@ def index(
     from openvocab.search.build import build
     from openvocab.search.index import Index
 
-    encoder, done = loading.encoder(chosen, precision=precision), {"index": out}
+    encoder, done = loading.encoder(chosen, engine, precision), {"index": out}
     if sources:
-        built = build(
-            out, sources, encoder, fps=fps, levels=levels, storage=storage, batch_size=batch_size, shard=share
-        )
+        opens = str(Path(chosen).resolve()) if Path(chosen).exists() else chosen
+        asked = {"fps": fps, "levels": levels, "storage": storage, "batch_size": batch_size, "shard": share}
+        built = build(out, sources, encoder, opens=opens, **asked)
         done |= asdict(built)
     if audit:
         with contextlib.closing(Index.open(out)) as opened:

@@ -43,7 +43,6 @@ def search(
         raise typer.BadParameter("pictures show nothing next; leave out --kind picture", param_hint="--then")
     if num < 1:
         raise typer.BadParameter(f"{num}: expected at least 1", param_hint="--num")
-    source = chosen_model(model)
     from openvocab import loading
     from openvocab.search import queries, thumbnails
     from openvocab.search.index import Index
@@ -51,7 +50,7 @@ def search(
 
     asked = Index.open(index)
     engine, _, precision = asked.about.numerics.partition(" ")
-    encoder = loading.encoder(source, engine, precision)
+    encoder = loading.encoder(chosen_model(model or asked.opens), engine, precision)
     terms = [queries.Term(text=each) for each in (text, *(plus or ())) if each]
     terms += [queries.Term(text=each, weight=-1.0) for each in minus or ()]
     terms += [queries.Term(row=int(each)) if _is_row(each) else queries.Term(picture=each) for each in like or ()]

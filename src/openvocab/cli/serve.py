@@ -29,7 +29,6 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Answers over HTTP: a page, a JSON API, clip-retrieval's and OpenAI's clients; until interrupted."""
-    source = chosen_model(model)
     from openvocab import config, loading, progress
     from openvocab.data.extras import require
     from openvocab.search.index import Index
@@ -47,7 +46,7 @@ def serve(
         how: list[Any] = [engine, precision]
         if searched and how == [None, "fast"]:  # nothing was chosen: as the index was made
             how = searched.about.numerics.split()
-        encoder = loading.encoder(source, *how)
+        encoder = loading.encoder(chosen_model(model or (searched.opens if searched else None)), *how)
         systems = api.systems_of(encoder.clip, [loading.load(each) for each in sources or []])
         served = api.create(encoder, searched, systems, options, Path(index or "").name)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

@@ -31,6 +31,7 @@ def build(
     batch_size: int = 32,
     threads: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    opens: str = "",
 ) -> Built:
     """Makes the index `out` of a source, or brings it up to date; what other sources brought into it stays.
 
@@ -44,6 +45,7 @@ def build(
         storage: what the fast search reads.
         threads: how many read and decode ahead of the model; as many as torch uses, by default.
         shard: (i, n) embeds only the files of the i-th of n shards.
+        opens: where the model comes from; `Index.opens` says it to who asks later.
 
     Raises:
         FileNotFoundError: no such source.
@@ -58,6 +60,8 @@ def build(
     store = store_at(out, about)
     with contextlib.closing(store), store.writing():
         _check(store.name, store.about, about)
+        if opens:
+            store.remember("opens", opens)
         found = ((place, in_shard(place.path, shard)) for scope in covered for place in places(scope))
         failures, rows = store.begin(found, covered), 0
         still = iter(track(store.waiting("picture"), "pictures", store.num_waiting("picture"), "picture"))

@@ -36,6 +36,11 @@ class Index:
     def about(self) -> About:
         return self.store.about
 
+    @property
+    def opens(self) -> str:
+        """Where the last build took the model from, such as a folder; empty where it did not say."""
+        return self.store.recall("opens") or ""
+
     def nearest(self, queries: Queries, k: int, where: Where | None = None, exact: bool = False) -> Nearest:
         """The rows with the highest cosine.
 
