@@ -91,8 +91,8 @@ class Fast:
         # Parameters of this search alone: those of the index are shared by all threads.
         params = _faiss().IVFRaBitQSearchParameters() if self._binary else _faiss().SearchParametersIVF()
         params.nprobe = min(self.index.nlist, -(-self.probes * known // max(1, len(rows))))
-        if len(rows) < known:
-            params.sel = only = self._only(rows)  # noqa: F841  faiss does not keep it
+        only = self._only(rows) if len(rows) < known else None
+        params.sel = only  # which faiss does not keep
         return torch.from_numpy(self.index.search(queries.numpy(), count, params=params)[1])
 
     @property

@@ -141,7 +141,6 @@ class FolderStore(Store):
             number = (self.recall("fast") or {"number": -1})["number"] + 1
             fast.write(self._lists(number))
             self.remember("fast", {"number": number, **fast.settings})
-            self._discard()
 
     def vectors(self, rows: Sequence[int]) -> Embeds:
         now = self._now()
@@ -193,7 +192,10 @@ class FolderStore(Store):
             return self._snapshot
 
     def _discard(self) -> None:
-        """Deletes files that nothing names: what a build that was killed left behind."""
+        """Deletes files that nothing names: what a build that was killed left behind, or the last one replaced.
+
+        Not sooner: a reader may have learnt of a file, and not opened it yet.
+        """
         named = self._file().path, self._lists((self.recall("fast") or {"number": -1})["number"])
         for path in (*self.folder.glob("vectors/*"), *self.folder.glob("faiss/*")):
             if path not in named:
@@ -209,7 +211,6 @@ class FolderStore(Store):
             self.tell("UPDATE rows SET slot = ? WHERE slot = ?", zip(range(len(slots)), slots.tolist()))
             self.remember("vectors", number)
             self.remember("end", len(slots))
-        old.path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ _QUERIES, _BLOCK, _SPAN = 512, 2048, 2**20
 """Queries and rows that are multiplied at once, and rows whose groups are held at once."""
 _GROUP, _MOST_GROUPS = 16, 512
 """Rows of a group, and the groups of a query that are worth scoring again."""
-_WORTH_ROUNDING = 16
+_WORTH_ROUNDING, _MERGED = 16, 32
+"""Queries from which on rounding first is faster, and blocks whose best are held at once."""
 Vectors = Float[Tensor, "slot embed"]
 Rows = Int64[Tensor, " row"]
 Slots = Int64[Tensor, " row"]
@@ -80,6 +81,8 @@ def _by_blocks(queries: Queries, vectors: Vectors, slots: Slots, k: int) -> Near
             min(k, len(slots) - start, _BLOCK)
         )
         found.append(Nearest(best.values, best.indices + start))
+        if len(found) == _MERGED:
+            found = [best_of(joined(found), k)]
     return best_of(joined(found), k)
 
 
@@ -107,7 +110,7 @@ def _by_groups(queries: Queries, vectors: Vectors, slots: Slots, k: int) -> Near
     length, moved = (each.norm(dim=1, keepdim=True) for each in (queries, rounded.T.float() - queries))
     margin = moved + 2**-8 * (1.1 * length + kth.abs())
     query, group = (tops >= _below(kth - 2 * margin)).nonzero().unbind(1)
-    if len(query) > _MOST_GROUPS * len(queries):
+    if len(query) > max(_MOST_GROUPS, 4 * k) * len(queries):
         return _by_blocks(queries, vectors, slots, k)  # where many are alike, rounding tells nothing apart
     best = []
     for row, its in enumerate(group.split(query.bincount(minlength=len(queries)).tolist())):

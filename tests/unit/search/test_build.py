@@ -175,6 +175,31 @@ def test_what_is_below_a_folder_that_cannot_be_listed_stays(folder, out, monkeyp
     assert "1/3.png" in paths(out)
 
 
+def test_vectors_that_are_forgotten_make_room(folder, tmp_path):
+    out = tmp_path / "index"
+    for number in range(20):
+        write_picture(folder / "many" / f"{number}.png", 100 + number)
+    build(out, folder, Colours())
+    reader = Index.open(out)
+    query = reader.vectors(reader.find("2/6.png"))
+    for number in range(0, 20, 2):
+        (folder / "many" / f"{number}.png").unlink()
+    assert counts(build(out, folder, Colours())) == (0, 0, 0, 10, 17, 0)
+    (row,) = reader.find("2/6.png")
+    assert reader.nearest(query, 1).rows.tolist() == [[row]]
+    assert torch.equal(reader.vectors([row]), query)
+    write_picture(folder / "new.png", 200)
+    build(out, folder, Colours(), batch_size=1)
+    (file,) = (out / "vectors").iterdir()
+    assert (file.name, file.stat().st_size) == ("000001.f16", 18 * 12 * 2)
+    build(tmp_path / "fresh", folder, Colours(), batch_size=1)
+    assert Index.open(out).facts()["rows"] == 18
+    for path in ("new.png", "many/19.png", "0/0.png"):
+        (row,), (other,) = Index.open(out).find(path), Index.open(tmp_path / "fresh").find(path)
+        found, expected = Index.open(out).vectors([row]), Index.open(tmp_path / "fresh").vectors([other])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
 def test_a_folder_that_nobody_may_write_to_is_read(folder, tmp_path, monkeypatch):
     build(tmp_path / "index", folder, Colours())
     monkeypatch.setattr(os, "access", lambda *_: False)

@@ -65,3 +65,10 @@ def test_file_forgets_what_stands_behind_the_last_named_row(tmp_path):
     copy = file.copy(torch.tensor([0, 3]), tmp_path / "v" / "1.f16")
     assert torch.equal(copy.mapped(2), file.mapped(5)[[0, 3]])
     assert len(file.mapped(0)) == 0
+
+
+def test_many_hits_of_many_queries():
+    stored, queries = unit(3000, 16, 0).half(), unit(20, 16, 1)
+    found = nearest(queries, stored, torch.arange(3000), torch.arange(3000), 2500)
+    best = (queries @ stored.float().T).topk(2500)
+    torch.testing.assert_close(found.scores, best.values, rtol=0, atol=1e-6)
