@@ -51,8 +51,9 @@ marks = {}
 def mark(name):
     global start
     marks[name], start = round(time.perf_counter() - start, 3), time.perf_counter()
-import json, sys
+import json, os, sys
 import openvocab.cli
+os.environ["GOMP_SPINCOUNT"] = "1000"  # as the command line sets it
 mark("command line")
 import torch
 mark("torch")
