@@ -10,6 +10,8 @@ own clock, so that others at work on the machine count little; exact search is t
 import argparse
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +30,7 @@ DIM, HIDDEN, CLUSTERS = 512, 64, 500
 BLOCK, QUERIES, ROUNDS, K = 50_000, 512, 3, 10
 BATCHES = (1, 64, 200, 512)
 CODES: tuple[Storage, ...] = ("int8", "binary")
-PROBES, DEPTHS = (4, 8, 16, 32, 64), {"int8": (2,), "binary": (5, 10, 20, 50)}
+PROBES, DEPTHS = (4, 8, 12, 16, 32), {"int8": (2,), "binary": (5, 10, 20, 50)}
 
 
 class World:
@@ -86,9 +88,16 @@ def exact(vectors: torch.Tensor, queries: torch.Tensor) -> dict[str, Any]:
     return figures | {"most_any_score_differs": float(difference)}
 
 
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def memory_mb(path: Path) -> float:
+    """What an index takes in a process that reads it whole and nothing else."""
+    program = f"""
+import faiss
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * {resource.getpagesize()}
+before = resident()
+index = faiss.read_index({str(path)!r})
+print(resident() - before)
+"""
+    return int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout) / 2**20
 
 
 def fast(vectors: torch.Tensor, queries: torch.Tensor, codes: Storage, folder: Path) -> tuple[Fast, dict[str, Any]]:
@@ -101,10 +110,9 @@ def fast(vectors: torch.Tensor, queries: torch.Tensor, codes: Storage, folder: P
     path = folder / f"{codes}.faiss"
     made.write(path)
     del made
-    before = resident_mb()
+    built["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # with the stored vectors, as mapped
     made = read(path, mapped=False, last=len(rows) - 1, trained=len(rows))
     assert made is not None
-    memory = resident_mb() - before
     every, curve = nearest(queries, vectors, rows, rows, K).rows, []
     for depth in DEPTHS[codes]:
         for probes in PROBES:
@@ -118,7 +126,7 @@ def fast(vectors: torch.Tensor, queries: torch.Tensor, codes: Storage, folder: P
         "lists": made.index.nlist,
         "build": built,
         "file_mb": path.stat().st_size / 2**20,
-        "memory_mb": memory,
+        "memory_mb": memory_mb(path),
         "curve": curve,
         "tuned": {"depth": tuned.depth, "probes": tuned.probes, "seconds": seconds}
         | {"recall@10": agreement(found, every[1::2]), "queries_per_s_per_core": len(found) / took},
@@ -187,11 +195,16 @@ def threads(count: int) -> None:
 
 
 def table(figures: dict[str, Any]) -> str:
+    """What nothing else does better at both, recall and speed."""
     lines = ["| codes | depth | lists read | recall@10 | queries a second and core |", "|---|---|---|---|---|"]
     for codes in CODES:
-        for point in figures[codes]["curve"]:
-            rate = f"{point['queries_per_s_per_core']:,.0f}"
-            lines.append(f"| {codes} | {point['depth']} | {point['probes']} | {point['recall@10']:.4f} | {rate} |")
+        fastest = 0.0
+        for point in sorted(figures[codes]["curve"], key=lambda point: -point["recall@10"]):
+            rate = point["queries_per_s_per_core"]
+            if rate > fastest and point["recall@10"] > 0.9:
+                shown = f"{point['depth']} | {point['probes']} | {point['recall@10']:.4f} | {rate:,.0f}"
+                lines.append(f"| {codes} | {shown} |")
+            fastest = max(fastest, rate)
     return "\n".join(lines)
 
 
@@ -206,13 +219,13 @@ def main() -> None:
         world = World(gap=False)
         vectors = written(world, asked.rows, Path(folder) / "vectors.f16")
         queries = world.pictures(world.hidden(QUERIES))
-        if asked.part in (None, "exact"):
-            figures["exact"] = exact(vectors, queries)
-            harness.show(figures["exact"])
         for codes in CODES if asked.part in (None, "fast") else ():
             made, figures[codes] = fast(vectors, queries, codes, Path(folder))
             figures[codes]["filtered"] = filtered(made, vectors, queries)
             harness.show(figures[codes])
+        if asked.part in (None, "exact"):
+            figures["exact"] = exact(vectors, queries)
+            harness.show(figures["exact"])
         if asked.part in (None, "modalities"):
             figures["modalities"] = modalities(min(200_000, asked.rows), Path(folder))
             harness.show(figures["modalities"])

@@ -29,7 +29,7 @@ Found = Int64[Tensor, "query k"]
 RECALL = 0.99
 _HITS = 10
 """Hits that `RECALL` is of; a search for fewer looks at as many candidates."""
-_PROBES = (4, 8, 16, 32, 64, 128, 256)
+_PROBES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256)
 _DEPTHS = (2, 5, 10, 20, 50)
 _PER_LIST, _ITERATIONS = 50, 10
 _BLOCK, _ROWS, _QUERIES, _SAMPLE = 65536, 8192, 64, 512
