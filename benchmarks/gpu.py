@@ -68,6 +68,14 @@ def theirs(name: str, batch: dict[str, torch.Tensor], device: str) -> Callable[[
     return work
 
 
+def embedding(model: CLIP, batch: dict[str, torch.Tensor], device: str) -> Callable[[], None]:
+    def work() -> None:
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16):
+            model.encode_image(batch["images"])
+
+    return work
+
+
 def images_per_s(work: Callable[[], None], batch: int, device: str, steps: int) -> float:
     def wait() -> None:
         if device == "cuda":
@@ -100,6 +108,9 @@ def main() -> None:
         "arch": options.arch,
         "batch": options.batch,
         "cosine_to_float32": parity(model, batch, options.device),
+        "embedded_per_s": images_per_s(
+            embedding(model, batch, options.device), options.batch, options.device, options.steps
+        ),
         "images_per_s": {"ours": images_per_s(ours(model, batch), options.batch, options.device, options.steps)},
     }
     peer = not tiny and importlib.util.find_spec("open_clip") is not None

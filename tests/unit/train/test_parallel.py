@@ -215,6 +215,17 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, alone, before, aft
     assert len(list(out.glob("checkpoint*.safetensors"))) == after[0]
 
 
+def test_rows_that_are_missing_are_named(tmp_path):
+    def begin(rank):
+        with pytest.raises(InterruptedError):
+            trained(out=tmp_path, data=Noise(dies=9), shard=True)
+
+    on_ranks(begin)
+    next(tmp_path.glob("checkpoint-*-1.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-\w+-1\.safetensors"):
+        trained(out=tmp_path)
+
+
 def test_what_rows_cannot_do_is_refused_in_a_line():
     with pytest.raises(ValueError, match="torchrun --nproc-per-node"):
         trained(shard=True)
