@@ -18,19 +18,29 @@ PAGE = ROOT / "docs" / "results.md"
 CLAIMS = ROOT / "benchmarks" / "results" / "claims"
 TITLES = {
     "adapt": "Adapting to photographs with captions",
+    "cold": "A cold process to its answer",
+    "collection": "A million pictures classified",
     "corpus": "Building a data set",
     "coverage": "Architectures that build and load",
     "demo": "The demo over seeds",
     "embed": "Embedding files, beside open_clip",
     "few_shot": "Few-shot methods",
+    "indexing": "Building an index, and memory of it",
     "layouts": "The same figures from every layout",
     "loss": "The losses, beside open_clip",
+    "moments": "Moments of generated videos, and reading them beside OpenCV",
     "preprocess": "Preprocessing, beside torchvision as open_clip uses it",
+    "queries": "How sure a hit is, and queries of both modalities",
+    "ranks": "Two ranks: copies and shards",
     "real": "Real pictures",
+    "serve": "The server under 200 clients",
+    "serve_fuzz": "The server under hostile requests",
     "speedrun": "Speedrun",
     "tokenizer": "Tokenizing, beside open_clip, transformers and tokenizers",
     "train": "A training step of ViT-B/32, beside open_clip",
+    "vectors": "A million vectors: exact, fast and filtered, beside faiss",
     "world": "Generated scenes per second",
+    "zeroshot": "Labels: 1,000 in 80 templates, beside open_clip",
 }
 PAGES = {"adapt": "adapting.md", "few_shot": "adapting.md"}
 """Where results stand that are tables of their own."""
