@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,20 @@ def _write_openvino(program: ExportedProgram, path: Path, precision: str, calibr
     openvino.save_model(model, path, compress_to_fp16=precision == "bfloat16")
 
 
+@cache
+def _openvino_core() -> Any:
+    """One for the process: each brings a stack for signals, and two that go in the wrong order leave a freed one."""
+    return require("openvino", "deploy", "the engine openvino").Core()
+
+
 def _open_openvino(path: Path, precision: str) -> Tower:
-    openvino = require("openvino", "deploy", "the engine openvino")
     settings = {
         # Beside int8 products float32 costs no more than bfloat16, which would have to be converted to and fro.
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+    request = _openvino_core().compile_model(path, "CPU", settings).create_infer_request()
     lock = threading.Lock()  # a request serves one caller at a time
 
     def run(inputs: Tensor) -> Tensor:

@@ -196,3 +196,20 @@ def test_engine_of_a_plain_model_is_exported_once_and_kept(clip, exported, monke
     assert made == [("openvino", "float32")]
     assert torch.equal(first.texts(TEXTS), again.texts(TEXTS))
     assert again.clip is clip
+
+
+SIGNALLED = """
+import gc, signal, subprocess, sys
+from openvocab.clip.export import open_export
+for _ in range(2):
+    made = open_export(sys.argv[1])
+    del made
+    gc.collect()
+signal.signal(signal.SIGCHLD, lambda *_: None)
+for _ in range(3):
+    subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+
+
+def test_signals_arrive_after_an_export_is_dropped(exported):
+    assert subprocess.run([sys.executable, "-c", SIGNALLED, exported[0]]).returncode == 0
