@@ -96,10 +96,19 @@ def measured(name: str, folder: str, options: argparse.Namespace, seconds: float
         asked = ["--load", port, "--clients", str(options.clients)]
         try:
             subprocess.run([*own, *asked, "--seconds", "3"], check=True, capture_output=True)
+            before = cpu_s(server.pid)
             done = subprocess.run([*own, *asked, "--seconds", str(seconds)], check=True, capture_output=True, text=True)
+            spent = cpu_s(server.pid) - before
         finally:
             server.terminate()
-    return json.loads(done.stdout)
+    found = json.loads(done.stdout)
+    return {**found, "cpu_ms": round(spent / found["statuses"]["200"] * 1000, 1)}
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has had of the processor, whatever else runs beside it."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -107,7 +116,8 @@ def summary(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     for found in rounds:
         statuses.update(found["statuses"])
     figures = {
-        name: round(statistics.median(found[name] for found in rounds), 1) for name in ("per_s", "p50_ms", "p99_ms")
+        name: round(statistics.median(found[name] for found in rounds), 1)
+        for name in ("per_s", "p50_ms", "p99_ms", "cpu_ms")
     }
     errors = sum(count for status, count in statuses.items() if status not in ("200", "429"))
     return {

@@ -1,6 +1,8 @@
 """uvicorn, with the two time limits that it lacks: on the head of a request, and on what a client does not take."""
 
 import asyncio
+import contextlib
+import ctypes
 import socket
 from typing import Any
 
@@ -10,6 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from openvocab.serve.options import Options
 
+_MMAP_THRESHOLD, _LARGE_BYTES = -3, 8 * 2**20  # M_MMAP_THRESHOLD of malloc.h
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -43,7 +46,14 @@ def server(app: Any, options: Options) -> uvicorn.Server:
         limit_concurrency=options.max_connections,
         timeout_graceful_shutdown=5,
     )
+    _return_large_blocks()
     return uvicorn.Server(config)
+
+
+def _return_large_blocks() -> None:
+    """Makes glibc give back at once what a large picture took; it would keep as much for every thread that read one."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 def _patient_for(limit_s: float) -> type[H11Protocol]:
