@@ -29,7 +29,7 @@ from openvocab.clip.weights import build, clean, fingerprint
 from openvocab.clip.zeroshot import classify
 from openvocab.progress import silence
 
-WARM_ROUNDS = 20
+WARM_ROUNDS = 40
 
 
 def main() -> None:

@@ -104,7 +104,8 @@ def vocabulary(
 def _vocabulary(encoder: Encoder, names: Names, patterns: tuple[str, ...], cache: bool) -> Vocabulary:
     clip = encoder.clip
     shown = tuple(each[0] for each in names)
-    unseen = {each[0]: missing for each in names if (missing := unseen_words(clip.trained_on, each))}
+    known = known_words(clip.trained_on)
+    unseen = {each[0]: missing for each in names if (missing := unseen_words(known, each))}
     path = None
     if cache and clip.fingerprint:
         mark = storage.fingerprint(clip.fingerprint, encoder.numerics, names, patterns)
@@ -186,6 +187,8 @@ def _read_table(path: Path) -> tuple[Names, dict[str, str]]:
 
 def _levels(where: str, names: dict[str, list[str]], above: dict[str, str]) -> tuple[Names, list[Level]]:
     """Labels, then levels of parents; a parent is one level above the highest of what it holds."""
+    if not above:
+        return list(names.values()), []
     ancestors: dict[str, list[str]] = {}
     for label in names:
         line = [label]
@@ -229,9 +232,13 @@ def words_of(text: str) -> list[str]:
     return [word for word in (part.strip(".,;:!?\"'()") for part in text.lower().split()) if word]
 
 
-def unseen_words(trained_on: dict[str, Any] | None, texts: Sequence[str]) -> tuple[str, ...]:
-    """The words of these texts that no caption of a model's training had, where this is known."""
-    known = set((trained_on or {}).get("words") or ())
+def known_words(trained_on: dict[str, Any] | None) -> frozenset[str]:
+    """The words of the captions that a model was trained on; none where this is not known."""
+    return frozenset((trained_on or {}).get("words") or ())
+
+
+def unseen_words(known: frozenset[str], texts: Sequence[str]) -> tuple[str, ...]:
+    """The words of these texts that are not among a model's `known_words`; none where those are not known."""
     said = dict.fromkeys(word for text in texts for word in words_of(text)) if known else ()
     return tuple(word for word in said if word not in known)
 

@@ -27,7 +27,7 @@ from openvocab.clip.engine import Picture, evaluating
 from openvocab.clip.folder import RECORD
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.saved import SystemModel
-from openvocab.clip.vocabulary import unseen_words
+from openvocab.clip.vocabulary import known_words, unseen_words
 from openvocab.data.decode import decode, to_rgb
 from openvocab.progress import track, warn
 from openvocab.shapes import Tokens
@@ -240,7 +240,7 @@ class DALLE(SystemModel):
             if count > length:
                 said = text if len(text) <= 60 else f"{text[:57]}..."
                 raise ValueError(f"prompt too long: {said!r} has {count} tokens, {self.name} reads {length}")
-        if unseen := unseen_words(self.trained_on, texts):
+        if unseen := unseen_words(known_words(self.trained_on), texts):
             warn(f"{self.name} never read in training: {', '.join(unseen)}")
         return self.tokenizer(texts, length).repeat_interleave(num, 0)
 

@@ -20,7 +20,7 @@ from openvocab.clip.engine import Picture, evaluating, read_pixels
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig, normalize
 from openvocab.clip.saved import CLIPSystemModel
-from openvocab.clip.vocabulary import unseen_words
+from openvocab.clip.vocabulary import known_words, unseen_words
 from openvocab.progress import warn
 from openvocab.shapes import Embeds, Scalar, Tokens
 from openvocab.systems.unclip.prior import (
@@ -242,7 +242,7 @@ class UnCLIP(CLIPSystemModel):
         """
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError("empty prompt: say what the picture shows")
-        if unseen := unseen_words(self.trained_on, prompts):
+        if unseen := unseen_words(known_words(self.trained_on), prompts):
             warn(f"{self.name} never read in training: {', '.join(unseen)}")
         tokens = self.clip.tokenize(list(prompts)).to(self.device)
         with evaluating(self):
