@@ -36,6 +36,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from openvocab.serve.options import ENVIRONMENT
+
 sys.path.insert(0, str(harness.HERE.parent / "tests" / "helpers"))
 CORES = os.cpu_count() or 1
 BASELINES = ("lock", "threads", "cores")
@@ -90,7 +92,8 @@ def compare(options: argparse.Namespace) -> None:
 def measured(name: str, folder: str, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """One server from start to end, under its clients."""
     own = [sys.executable, __file__, "--arch", options.arch, "--index", folder]
-    with subprocess.Popen([*own, "--serve", name], stdout=subprocess.PIPE, text=True) as server:
+    environment = {**os.environ, **ENVIRONMENT}  # for all of them
+    with subprocess.Popen([*own, "--serve", name], stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         port = server.stdout.readline().strip()
         asked = ["--load", port, "--clients", str(options.clients)]

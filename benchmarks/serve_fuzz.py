@@ -5,7 +5,8 @@
 Most are made by tests/helpers/fuzzing.py, by several clients at once; the others are schemathesis's, from the server's
 own OpenAPI page. Beside them others open connections and dribble, and one asks a right question ten times a second: how
 long it waits at most says whether anything stalls. What the process holds, memory and open files, is read after every
-tenth of the requests; the slope is of the second half. Few answers are kept, so that what grows is a leak.
+tenth of the requests; the slope is of the second half. Few answers are kept, and few of the kernels that
+torch makes for each number of rows and tokens, so that what grows is a leak.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -63,9 +65,10 @@ def started(folder: Path) -> Iterator[tuple[str, int]]:
     build(folder / "holidays", folder / "photos", encoder(load("demo")))
     command = [sys.executable, "-m", "openvocab.cli", "serve", "--model", "demo", "--port", "0", "--json"]
     command += ["--index", str(folder / "holidays"), "--set", "client_limit_s=5", "--set", "kept=64"]
+    environment = {**os.environ, "LRU_CACHE_CAPACITY": "8"}
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as server,
     ):
         assert server.stdout is not None
         address = json.loads(server.stdout.readline())["address"]

@@ -1,5 +1,6 @@
 """The verb that answers over HTTP."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +30,9 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Answers over HTTP: a page, a JSON API, clip-retrieval's and OpenAI's clients; until interrupted."""
+    from openvocab.serve.options import ENVIRONMENT, Options
+
+    os.environ.update(ENVIRONMENT | os.environ)  # before torch is imported
     from openvocab import config, loading, progress
     from openvocab.data.extras import require
     from openvocab.search.index import Index
@@ -37,7 +41,6 @@ def serve(
         require(module, "serve", "serve")
     from openvocab.serve import app as api
     from openvocab.serve import listen
-    from openvocab.serve.options import Options
 
     own = Options(api_key=api_key, hosts=() if api_key else listen.LOOPBACK, allow_urls=allow_urls)
     options = config.override(own, settings or [])

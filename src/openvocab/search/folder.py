@@ -1,6 +1,7 @@
 """An index in a folder: tables in `index.sqlite`, vectors beside them."""
 
 import contextlib
+import functools
 import itertools
 import os
 import sqlite3
@@ -20,12 +21,14 @@ from openvocab.search.approximate import FEW, Fast, read, refreshed
 from openvocab.search.places import Scope
 from openvocab.search.records import About, Nearest, Queries, Where
 from openvocab.search.store import RUN_TABLES, TABLES, Store
-from openvocab.search.vectors import Slots, VectorFile, Vectors, after, nearest
+from openvocab.search.vectors import Rows, Slots, VectorFile, Vectors, after, nearest
 from openvocab.shapes import Embeds, TextEmbeds
 
 _TYPES = {"key": "INTEGER PRIMARY KEY AUTOINCREMENT", "integer": "INTEGER", "real": "REAL", "path": "TEXT"}
 _DEAD = 0.25
 """Share of deleted rows above which the vectors are written anew without them."""
+_FILTERS = 8
+"""Filters whose rows are kept until the index changes: the tables take longer to answer than the vectors."""
 _FORMAT = 1
 
 
@@ -52,6 +55,7 @@ class FolderStore(Store):
         at = path.absolute().as_uri() + fixed
         self._db = sqlite3.connect(at, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
         self._snapshot: _Snapshot | None = None
+        self._filtered = functools.lru_cache(_FILTERS)(self._filter)
         try:
             if about is not None:
                 self._create(about)
@@ -121,11 +125,7 @@ class FolderStore(Store):
 
     def nearest(self, queries: Queries, k: int, where: Where | None, exact: bool) -> Nearest:
         now = self._now()
-        rows, slots = now.rows, now.slots
-        if where is not None:
-            question, values = self.allowed(where)
-            kept = torch.isin(rows, torch.tensor([row for (row,) in self.ask(question, *values)], dtype=torch.int64))
-            rows, slots = rows[kept], slots[kept]
+        rows, slots = (now.rows, now.slots) if where is None else self._filtered(now, where)
         ask = nearest if exact or now.fast is None else now.fast.nearest
         return ask(queries, now.vectors, rows, slots, k)
 
@@ -173,6 +173,11 @@ class FolderStore(Store):
         """The slot behind the last one that was ever in use: before it, readers may be looking at the file."""
         return max(self.recall("end"), self.ask("SELECT COALESCE(MAX(slot), -1) + 1 FROM rows")[0][0])
 
+    def _filter(self, now: "_Snapshot", where: Where) -> tuple[Rows, Slots]:
+        question, values = self.allowed(where)
+        kept = torch.isin(now.rows, torch.tensor([row for (row,) in self.ask(question, *values)], dtype=torch.int64))
+        return now.rows[kept], now.slots[kept]
+
     def _now(self) -> "_Snapshot":
         """What was last committed."""
         with self._lock:
@@ -187,6 +192,7 @@ class FolderStore(Store):
                     same = self._snapshot is not None and self._snapshot.made == made
                     fast = self._snapshot.fast if self._snapshot and same else self._fast()
                     self._snapshot = _Snapshot(version, rows, slots, file.mapped(after(slots)), made, fast)
+                    self._filtered.cache_clear()
                 finally:
                     self._db.execute("COMMIT")
             return self._snapshot
@@ -213,12 +219,12 @@ class FolderStore(Store):
             self.remember("end", len(slots))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Snapshot:
     """Rows and where their vectors are, both ascending."""
 
     version: tuple[int, int]
-    rows: Slots
+    rows: Rows
     slots: Slots
     vectors: Vectors
     made: dict[str, int] | None

@@ -86,8 +86,8 @@ def search(
     background = index.background()
     if not background.num_rows:
         return []
-    query = _query(terms, encoder, index, background)
-    mean, spread = _chance(background.vectors @ query)
+    query, by_chance = _query(terms, encoder, index, background)
+    mean, spread = _chance(by_chance)
     shown = {entry.content for entry in index.entries(_rows(terms))}
     depth = max(_LEAST, _DEEPER * k)
     while True:
@@ -126,8 +126,10 @@ def search_then(
     return sorted(hits, key=lambda hit: -hit.probability)[:k]
 
 
-def _query(terms: Sequence[Term], encoder: Encoder, index: Index, background: Background) -> Float[Tensor, " embed"]:
-    """The direction of sum_i w_i t_i / spread_i: the index is looked at once for all terms."""
+def _query(
+    terms: Sequence[Term], encoder: Encoder, index: Index, background: Background
+) -> tuple[Float[Tensor, " embed"], Float[Tensor, " row"]]:
+    """The direction of sum_i w_i t_i / spread_i, for which the index is asked once, and what the background scores."""
     if not any(term.weight > 0 for term in terms):
         raise ValueError("a query needs a term that counts above 0: something to look for")
     texts = encoder.texts([term.text for term in terms if term.text is not None])
@@ -137,8 +139,10 @@ def _query(terms: Sequence[Term], encoder: Encoder, index: Index, background: Ba
     vectors = torch.cat([texts, *seen, index.vectors(_rows(terms)), *given])
     kinds = ("text", "picture", "row", "vector")
     ordered = sorted(terms, key=lambda term: [getattr(term, kind) is None for kind in kinds])  # as the vectors are
-    _, spread = _chance(background.vectors @ vectors.T)
-    return F.normalize(torch.tensor([term.weight for term in ordered]) / spread @ vectors, dim=0)
+    scores = background.vectors @ vectors.T
+    weights = torch.tensor([term.weight for term in ordered]) / _chance(scores)[1]
+    query = weights @ vectors
+    return F.normalize(query, dim=0), scores @ (weights / query.norm().clamp(min=1e-12))
 
 
 def _rows(terms: Sequence[Term]) -> list[int]:
@@ -193,10 +197,11 @@ def _hits(
 
 def _groups(vectors: Embeds, alone: Bool[Tensor, " row"], k: int) -> list[list[int]]:
     """The first `k` rows that are not alike to one before them, each followed by those that are alike to it."""
-    left, groups = torch.arange(len(vectors)), []
-    while len(left) and len(groups) < k:
-        same = (vectors[left] @ vectors[left[0]] > ALIKE) & ~alone[left] & ~alone[left[0]]
-        same[0] = True
-        groups.append(left[same].tolist())
-        left = left[~same]
+    left, groups = torch.ones(len(vectors), dtype=torch.bool), []
+    while left.any() and len(groups) < k:
+        first = int(left.to(torch.uint8).argmax())
+        same = torch.zeros_like(left) if alone[first] else left & ~alone & (vectors @ vectors[first] > ALIKE)
+        same[first] = True
+        groups.append(same.nonzero().flatten().tolist())
+        left &= ~same
     return groups

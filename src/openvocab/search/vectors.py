@@ -75,11 +75,11 @@ def nearest(queries: Queries, vectors: Vectors, rows: Rows, slots: Slots, k: int
 
 def _by_blocks(queries: Queries, vectors: Vectors, slots: Slots, k: int) -> Nearest:
     """By place in `slots`."""
-    found = []
+    found, whole = [], torch.empty(_BLOCK, queries.shape[1])  # memory that is used again, as in `_by_groups`
     for start in range(0, len(slots), _BLOCK):
-        best = (queries @ _at(vectors, slots[start : start + _BLOCK]).float().T).topk(
-            min(k, len(slots) - start, _BLOCK)
-        )
+        block = _at(vectors, slots[start : start + _BLOCK])
+        scores = queries @ whole[: len(block)].copy_(block).T
+        best = scores.topk(min(k, len(block)))
         found.append(Nearest(best.values, best.indices + start))
         if len(found) == _MERGED:
             found = [best_of(joined(found), k)]

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 
@@ -44,12 +46,19 @@ class Kept(Generic[T]):
             del self.answers[key]
 
 
+def pool(name: str, threads: int, cores: int = 1) -> ThreadPoolExecutor:
+    """Threads whose tensors take `cores` cores each; where many work at once, more than one costs more than it gains.
+
+    Torch counts them for each thread, and a thread that does not say has what another one said last.
+    """
+    return ThreadPoolExecutor(threads, name, torch.set_num_threads, (cores,))
+
+
 class Lane:
     """Threads for one kind of work, which is refused when too much of it waits."""
 
-    def __init__(self, what: str, threads: int, most: int, time_limit_s: float):
-        self.what, self.most, self.time_limit_s = what, most, time_limit_s
-        self.pool = ThreadPoolExecutor(threads, what)
+    def __init__(self, what: str, most: int, time_limit_s: float, pool: ThreadPoolExecutor):
+        self.what, self.most, self.time_limit_s, self.pool = what, most, time_limit_s, pool
         self.waiting, self.mean_s = 0, 1.0
 
     async def __call__(self, work: Callable[..., T], *given: Any) -> T:

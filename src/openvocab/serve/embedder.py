@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from openvocab.clip.encoder import Encoder
 from openvocab.clip.preprocess import Pixels, preprocess_bytes
 from openvocab.serve import pictures
-from openvocab.serve.batching import Batcher, Busy, Kept
+from openvocab.serve.batching import Batcher, Busy, Kept, pool
 from openvocab.serve.metrics import Metrics
 from openvocab.serve.options import Options
 from openvocab.shapes import Embeds, TextEmbeds
@@ -27,9 +26,8 @@ class Embedder:
     def __init__(self, encoder: Encoder, options: Options, metrics: Metrics):
         self.encoder, self.options, self.metrics = encoder, options, metrics
         self.waiting = 0
-        self.reading = ThreadPoolExecutor(os.cpu_count() or 1, "read")
-        self.fetching = ThreadPoolExecutor(8, "fetch")
-        self.model = ThreadPoolExecutor(1, "model")
+        self.reading, self.fetching = pool("read", os.cpu_count() or 1), pool("fetch", 8)
+        self.model = pool("model", 1, torch.get_num_threads())
         self.kept: dict[str, Kept[Tensor]] = {tower: Kept(options.kept) for tower in ("text", "image")}
         self.ready = False
         free = asyncio.Lock()
@@ -54,8 +52,8 @@ class Embedder:
                 for batcher in self.batchers.values():
                     group.create_task(batcher.run())
         finally:
-            for pool in (self.reading, self.fetching, self.model):
-                pool.shutdown(wait=False, cancel_futures=True)
+            for threads in (self.reading, self.fetching, self.model):
+                threads.shutdown(wait=False, cancel_futures=True)
 
     async def texts(self, texts: Sequence[str]) -> TextEmbeds:
         """A row for each text.
@@ -89,8 +87,8 @@ class Embedder:
 
     async def content(self, given: str) -> bytes:
         """The bytes of a picture file; those elsewhere may take long, and have threads of their own."""
-        pool = self.fetching if pictures.is_address(given) else self.reading
-        return await asyncio.get_running_loop().run_in_executor(pool, pictures.read, given, self.options)
+        threads = self.fetching if pictures.is_address(given) else self.reading
+        return await asyncio.get_running_loop().run_in_executor(threads, pictures.read, given, self.options)
 
     @contextlib.asynccontextmanager
     async def _admitted(self, tower: str, rows: int) -> AsyncIterator[None]:

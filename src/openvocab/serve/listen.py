@@ -13,6 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from openvocab.serve.options import Options
 
 _MMAP_THRESHOLD, _LARGE_BYTES = -3, 8 * 2**20  # M_MMAP_THRESHOLD of malloc.h
+_TRIM_THRESHOLD, _KEPT_BYTES = -1, 32 * 2**20  # M_TRIM_THRESHOLD
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -51,9 +52,13 @@ def server(app: Any, options: Options) -> uvicorn.Server:
 
 
 def _return_large_blocks() -> None:
-    """Makes glibc give back at once what a large picture took; it would keep as much for every thread that read one."""
+    """Makes glibc give back at once what a large picture took; it would keep as much for every thread that read one.
+
+    And keep what smaller ones took, which are asked for again and again, and each time cleared by the system.
+    """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)
+        for name, value in ((_MMAP_THRESHOLD, _LARGE_BYTES), (_TRIM_THRESHOLD, _KEPT_BYTES)):
+            ctypes.CDLL(None).mallopt(name, value)
 
 
 def _patient_for(limit_s: float) -> type[H11Protocol]:

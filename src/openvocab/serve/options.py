@@ -3,6 +3,13 @@
 import re
 from dataclasses import dataclass
 
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "10000",
+    "LRU_CACHE_CAPACITY": "128",
+}
+"""What torch's libraries read when they are loaded. Threads that wait for one another would hold for milliseconds a
+core that other callers need; and a kernel of half a megabyte would be kept for each of 1,024 numbers of rows."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:

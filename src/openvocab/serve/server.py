@@ -1,16 +1,18 @@
 """What the routes of one server share: its encoder, its index, its systems, and who waits for them."""
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from PIL import Image
 
 from openvocab.clip.encoder import Encoder
 from openvocab.clip.vocabulary import Vocabulary, vocabulary
 from openvocab.search.index import Index
 from openvocab.serve import pictures
-from openvocab.serve.batching import Kept, Lane
+from openvocab.serve.batching import Kept, Lane, pool
 from openvocab.serve.embedder import Embedder
 from openvocab.serve.guard import Refused
 from openvocab.serve.messages import Model, Words
@@ -75,7 +77,7 @@ class Server:
 def serving(
     encoder: Encoder, index: Index | None, index_name: str, systems: dict[str, Any], options: Options
 ) -> Server:
-    metrics = Metrics()
+    metrics, cores = Metrics(), torch.get_num_threads()
     embedder = Embedder(encoder, options, metrics)
     metrics.gauges["openvocab_queue_rows"] = lambda: embedder.waiting
     return Server(
@@ -86,8 +88,8 @@ def serving(
         options,
         metrics,
         embedder,
-        slow=Lane("questions", 1, options.system_queue, options.system_time_limit_s),
-        words=Lane("vocabularies", 1, options.system_queue, options.time_limit_s),
-        looks=Lane("looks", 4, options.queue, options.time_limit_s),
+        slow=Lane("questions", options.system_queue, options.system_time_limit_s, pool("questions", 1, cores)),
+        words=Lane("vocabularies", options.system_queue, options.time_limit_s, pool("vocabularies", 1, cores)),
+        looks=Lane("looks", options.queue, options.time_limit_s, pool("looks", max(4, os.cpu_count() or 1))),
         vocabularies=Kept(_VOCABULARIES),
     )

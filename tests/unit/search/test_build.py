@@ -228,6 +228,18 @@ def test_filters(folder, out):
     assert paths(out, where=Where(kind="video")) == []
 
 
+def test_a_filter_that_was_asked_before_sees_what_a_later_build_brings(folder, out):
+    build(out, folder, Colours())
+    index, where = Index.open(out), Where(folder="1")
+    for there in ({"1/3.png", "1/4.png", "1/5.png"}, {"1/4.png", "1/5.png", "1/9.png"}):
+        for _ in range(2):
+            rows = index.nearest(torch.eye(12)[:1], 50, where).rows[0]
+            assert {entry.path for entry in index.entries(rows[rows >= 0].tolist())} == there
+        write_picture(folder / "1" / "9.png", 9)
+        (folder / "1" / "3.png").unlink(missing_ok=True)
+        build(out, folder, Colours())
+
+
 def test_other_models_and_settings_are_refused(folder, out):
     build(out, folder, Colours())
     other = Colours()

@@ -1,10 +1,9 @@
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from openvocab.serve.batching import Batcher, Busy, Kept, Lane
+from openvocab.serve.batching import Batcher, Busy, Kept, Lane, pool
 
 
 def test_what_is_asked_by_many_at_once_is_answered_once():
@@ -69,7 +68,7 @@ def test_failures_are_not_kept_and_old_answers_leave():
 
 def test_a_full_lane_refuses_and_says_when_to_come_again():
     async def main():
-        lane = Lane("questions", 1, 2, 10.0)
+        lane = Lane("questions", 2, 10.0, pool("questions", 1))
         first = [asyncio.ensure_future(lane(time.sleep, 0.05)) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(Busy, match="too many questions") as refused:
@@ -85,7 +84,7 @@ def test_a_full_lane_refuses_and_says_when_to_come_again():
 
 def test_work_that_is_too_slow_counts_until_it_ends():
     async def main():
-        lane = Lane("questions", 1, 1, 0.01)
+        lane = Lane("questions", 1, 0.01, pool("questions", 1))
         with pytest.raises(TimeoutError):
             await lane(time.sleep, 0.1)
         with pytest.raises(Busy):
@@ -106,8 +105,8 @@ def test_rows_of_many_callers_share_a_forward():
         return [item * 10 for item in items]
 
     async def main():
-        with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(forward, pool, asyncio.Lock(), batch=8, wait_s=0.005, observe=lambda *_: None)
+        with pool("model", 1) as threads:
+            batcher = Batcher(forward, threads, asyncio.Lock(), batch=8, wait_s=0.005, observe=lambda *_: None)
             runs = asyncio.ensure_future(batcher.run())
             assert await asyncio.gather(*(batcher(row) for row in range(20))) == [row * 10 for row in range(20)]
             runs.cancel()
@@ -123,8 +122,8 @@ def test_a_forward_that_fails_fails_its_rows_only():
         return items
 
     async def main():
-        with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(forward, pool, asyncio.Lock(), batch=1, wait_s=0.0, observe=lambda *_: None)
+        with pool("model", 1) as threads:
+            batcher = Batcher(forward, threads, asyncio.Lock(), batch=1, wait_s=0.0, observe=lambda *_: None)
             runs = asyncio.ensure_future(batcher.run())
             found = await asyncio.gather(batcher("bad"), batcher("good"), return_exceptions=True)
             assert str(found[0]) == "broken"
