@@ -29,6 +29,7 @@ from openvocab.clip.architectures import architecture
 from openvocab.clip.collection import embed_files
 from openvocab.clip.encoder import encoder
 from openvocab.clip.export import export, neighbours, open_export
+from openvocab.clip.int8 import on_torchao
 from openvocab.clip.tokenizer import CLIPTokenizer
 from openvocab.clip.towers import DEPLOYED, Calibration, Tower, quiet_exporters
 from openvocab.clip.weights import build, clean
@@ -36,6 +37,7 @@ from openvocab.progress import silence
 
 BATCH, CORES = 32, os.cpu_count() or 1
 EXPORTS = ("openvino-float32", "openvino-bfloat16", "openvino-int8", "onnxruntime-float32", "onnxruntime-int8")
+TORCHAO = "torchao-int8"
 GATE = ("image_cosine_min", "text_cosine_min", "float32_r@1", "export_r@1")
 
 
@@ -54,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engines", nargs="*", choices=EXPORTS, default=EXPORTS, help="exports to measure")
+    parser.add_argument("--engines", nargs="*", choices=(*EXPORTS, TORCHAO), default=(*EXPORTS, TORCHAO))
     options = parser.parse_args()
     silence()
     harness.import_peers()
@@ -71,8 +73,10 @@ def main() -> None:
         encoders = {f"torch {each}": encoder(clip, each) for each in ("float32", "bfloat16")}
         for name in options.engines:
             engine, precision = name.split("-")
-            export(clip, Path(folder) / name, engine, precision, others)
-            encoders[f"{engine} {precision}"] = open_export(Path(folder) / name)
+            if name != TORCHAO:
+                export(clip, Path(folder) / name, engine, precision, others)
+            made = on_torchao(clip) if name == TORCHAO else open_export(Path(folder) / name)
+            encoders[made.numerics] = made
         exported = _export_theirs(theirs.visual, transform, sorted(others.iterdir()), Path(folder) / "theirs.xml")
         works = _works(theirs, transform, exported, paths) | {
             f"openvocab {name}": lambda each=each: embed_files(each, pictures, batch_size=BATCH).vectors
@@ -99,7 +103,9 @@ def main() -> None:
         "over_its_best": round(best / ours[fastest], 2),
         "demo_int8": {name: round(gate[name], 4) for name in GATE},
     }
-    harness.record("embed", figures, "open_clip_torch", "torchvision", "pillow", "openvino", "nncf", "onnxruntime")
+    harness.record(
+        "embed", figures, "open_clip_torch", "torchvision", "pillow", "openvino", "nncf", "onnxruntime", "torchao"
+    )
     harness.show(figures)
 
 

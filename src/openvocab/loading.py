@@ -78,9 +78,10 @@ def encoder(source: str | Path | CLIP, engine: str | None = None, precision: str
     """Opens a CLIP, or what `openvocab export` wrote, to embed with it; see `load` for sources.
 
     Args:
-        engine: torch, or one of `clip.towers.DEPLOYED`, for which the model is exported into the cache folder the
-            first time; None is torch, or the engine of an export.
-        precision: `fast` is bfloat16 where the device multiplies it natively, else float32; or that of an export.
+        engine: torch, torchao, or one of `clip.towers.DEPLOYED`, for which the model is exported into the cache folder
+            the first time; None is torch, or the engine of an export.
+        precision: `fast` is bfloat16 where the device multiplies it natively, else float32; or that of an export;
+            torchao's is int8.
 
     Raises:
         ValueError: what `load` raises, an engine or precision that is not there, or the source is of another system.
@@ -99,8 +100,12 @@ def encoder(source: str | Path | CLIP, engine: str | None = None, precision: str
         from openvocab.clip.export import kept_export
 
         return kept_export(clip, engine, precision)
+    if engine == "torchao":
+        from openvocab.clip.int8 import on_torchao
+
+        return on_torchao(clip, precision)
     if engine not in (None, "torch"):
-        raise ValueError(f"unknown engine {engine!r}; known are torch, {', '.join(DEPLOYED)}")
+        raise ValueError(f"unknown engine {engine!r}; known are torch, torchao, {', '.join(DEPLOYED)}")
     return on_torch(clip, precision)
 
 

@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 Json = Annotated[bool, typer.Option("--json", help="One json object on stdout and nothing else there.")]
 Model = Annotated[str | None, typer.Option("--model", help="demo, a folder or file, or hf:owner/name.")]
 Engine = Annotated[
-    Literal["torch", "openvino", "onnxruntime"] | None,
+    Literal["torch", "torchao", "openvino", "onnxruntime"] | None,
     typer.Option("--engine", help="What computes; an export has its own."),
 ]
 Precision = Annotated[

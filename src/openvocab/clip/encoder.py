@@ -83,9 +83,7 @@ def encoder(clip: CLIP, precision: str = "fast") -> Encoder:
 
     @cache  # one search needs the text tower alone
     def twin(tower: str) -> CLIP:
-        found = copy.copy(clip)
-        found._modules = {**clip._modules, tower: cast(copy.deepcopy(getattr(clip, tower)), torch.bfloat16)}
-        return found
+        return with_tower(clip, tower, cast(copy.deepcopy(getattr(clip, tower)), torch.bfloat16))
 
     def image(pixels: UInt8[Tensor, "image 3 image_size image_size"]) -> Embeds:
         return embed_pixels(twin("image"), pixels)
@@ -102,6 +100,13 @@ def as_encoder(model: CLIP | Encoder) -> Encoder:
         return model
     own = str(model.dtype).removeprefix("torch.")
     return Encoder(model, "torch", own, partial(embed_pixels, model), partial(embed_tokens, model))
+
+
+def with_tower(clip: CLIP, name: str, tower: nn.Module) -> CLIP:
+    """The same model with another `image` or `text` tower; all else is shared."""
+    found = copy.copy(clip)
+    found._modules = {**clip._modules, name: tower}
+    return found
 
 
 def cast(tower: nn.Module, dtype: torch.dtype) -> nn.Module:

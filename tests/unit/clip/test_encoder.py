@@ -1,6 +1,10 @@
 import copy
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from tiny import tiny_clip, write_picture
 
@@ -60,6 +64,63 @@ def test_fast_is_what_the_processor_multiplies(clip, monkeypatch):
         assert encoder(clip).precision == expected
 
 
+def test_torchao_rounds_to_int8_and_fills_batches_up(clip, monkeypatch):
+    compiled = []
+
+    def compile_it(tower, dynamic):
+        tower.register_forward_pre_hook(lambda _, given: compiled.append(len(given[0])))
+        return tower
+
+    monkeypatch.setattr(torch, "compile", compile_it)
+    monkeypatch.setattr("shutil.which", lambda _: "g++")
+    pixels = torch.randint(0, 256, (37, 3, 16, 16), dtype=torch.uint8)
+    exact, made = as_encoder(clip), loading.encoder(clip, "torchao")
+    assert made.numerics == "torchao int8"
+    for rows, filled in ((3, []), (16, [16]), (37, [64])):
+        cosines = (exact.images(pixels[:rows]) * made.images(pixels[:rows])).sum(dim=1)
+        assert cosines.shape == (rows,)
+        assert cosines.min() > 0.999
+        assert cosines.max() < 1 - 1e-7
+        assert compiled == filled
+        compiled.clear()
+    texts = ["a photo of a cat", "a dog", ""]
+    assert (exact.texts(texts) * made.texts(texts)).sum(dim=1).min() > 0.999
+    assert {parameter.dtype for parameter in clip.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match="precision 'float32': torchao computes in int8"):
+        loading.encoder(clip, "torchao", "float32")
+    with pytest.raises(ValueError, match="the image tower of 'demo' has none: take openvino"):
+        loading.encoder("demo", "torchao")
+
+
+def test_torchao_without_a_compiler_goes_on_as_it_is(clip, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr(torch, "compile", None)
+    pixels = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    made = loading.encoder(clip, "torchao")
+    assert "not installed" in capsys.readouterr().err
+    assert (as_encoder(clip).images(pixels) * made.images(pixels)).sum(dim=1).min() > 0.999
+
+
+@pytest.mark.slow
+def test_torchao_compiles():
+    program = """
+import sys
+import torch
+from openvocab import loading
+from openvocab.clip.encoder import as_encoder
+sys.path.append(sys.argv[1])
+from tiny import tiny_clip
+
+clip, pixels = tiny_clip(), torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+made = loading.encoder(clip, "torchao")
+print((as_encoder(clip).images(pixels) * made.images(pixels)).sum(dim=1).min().item())
+"""
+    command = [sys.executable, "-c", program, str(Path(tiny.__file__).parent)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.99 < float(ran.stdout) < 1 - 1e-7  # types of shapes, which are checked here, cannot be compiled
+    assert not ran.stderr
+
+
 def test_half_precision_models_keep_theirs(clip):
     for tower in (clip.image, clip.text):
         tower.to(torch.bfloat16)
@@ -69,7 +130,7 @@ def test_half_precision_models_keep_theirs(clip):
 
 
 def test_what_is_not_there_is_named(clip):
-    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; known are torch, openvino, onnxruntime"):
+    with pytest.raises(ValueError, match="unknown engine 'tensorrt'; known are torch, torchao, openvino, onnxruntime"):
         loading.encoder(clip, "tensorrt")
     with pytest.raises(ValueError, match="precision 'float8': torch computes in fast, float32, bfloat16"):
         loading.encoder(clip, precision="float8")
