@@ -24,14 +24,15 @@ import harness
 import numpy as np
 
 from openvocab import loading
+from openvocab.clip.moments import video_rows
 from openvocab.data import video as reader
 from openvocab.data.video import Video, open_video
 from openvocab.search import contents
 from openvocab.search.build import build
 from openvocab.search.index import Index
-from openvocab.search.moments import video_rows
 from openvocab.search.queries import Hit, Term, search
 from openvocab.search.records import Where
+from openvocab.systems import frame_search
 from openvocab.world.caption import fill_prompt
 from openvocab.world.render import render
 from openvocab.world.scene import CLASSES, WorldConfig, class_scenes
@@ -146,6 +147,18 @@ def ask(folder: Path, clips: Path, encoder: Any, events: list[Event], levels: in
     return {name: round(float(np.mean(each)), 3) for name, each in found.items()} | {"rows": num_rows}
 
 
+def without_index(clips: Path, clip: Any, events: list[Event]) -> dict[str, float]:
+    """The same questions to the system, by a clip list."""
+    with (clips.parent / "clips.csv").open("w") as file:
+        file.write("path,start_s,end_s,caption\n")
+        for event in events:
+            said = fill_prompt("a {}", CLASSES[event.class_id])
+            file.write(f"{clips.name}/{event.path},{event.start_s},{event.end_s},{said}\n")
+    model = frame_search.build(frame_search.FrameSearchConfig(fps=FPS, levels=3), clip)
+    found = frame_search.evaluate(model, frame_search.open_moments(file.name))
+    return {name: round(value, 3) for name, value in found.items()}
+
+
 def is_at(hit: Hit, event: Event) -> bool:
     return hit.entry.path == event.path and abs(hit.moments[0][0] - event.start_s) <= NEAR_S
 
@@ -230,6 +243,7 @@ def main() -> None:
         figures["events"], figures["classes"] = len(events), len({event.class_id for event in events})
         with mock.patch.object(reader, "_decoded", wraps=reader._decoded) as first:
             figures["tiles"] = ask(folder / "tiles", clips, encoder, events, levels=3)
+        figures["frame_search, nothing on disk"] = without_index(clips, encoder.clip, events)
         figures["no tiles"] = ask(folder / "whole", clips, encoder, events, levels=1)
         with mock.patch.object(Video, "at_rate", counted):
             figures["control: frames counted"] = ask(folder / "counted", clips, encoder, events, levels=3)

@@ -83,7 +83,7 @@ def _line(hit: Any) -> str:
 def _as_dict(hit: Any, levels: int) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from openvocab.search.moments import tile_boxes
+    from openvocab.clip.moments import tile_boxes
 
     entry = asdict(hit.entry)
     tile = entry.pop("tile")

@@ -153,9 +153,9 @@ class ClipFiles(ClipSource):
 
     def __init__(self, source: str, clips: dict[str, Clip]):
         self.source = source
-        self._keys, self._clips = list(clips), list(clips.values())
-        stamps = [(s.st_size, s.st_mtime_ns) if (s := _status(clip.path)) else None for clip in self._clips]
-        said = [(clip.captions, clip.label) for clip in self._clips]
+        self._keys, self.clips = list(clips), list(clips.values())
+        stamps = [(s.st_size, s.st_mtime_ns) if (s := _status(clip.path)) else None for clip in self.clips]
+        said = [(clip.captions, clip.label) for clip in self.clips]
         self.fingerprint = fingerprint(self._keys, stamps, said)
 
     def __len__(self) -> int:
@@ -165,13 +165,13 @@ class ClipFiles(ClipSource):
         return self._keys[index]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return tuple(self._clips[index].captions)
+        return tuple(self.clips[index].captions)
 
     def label(self, index: int) -> str | None:
-        return self._clips[index].label
+        return self.clips[index].label
 
     def read(self, index: int, sampling: Sampling, offsets: Offsets | None = None) -> list[Image.Image]:
-        clip = self._clips[index]
+        clip = self.clips[index]
         try:
             video = open_video(clip.path)
         except FileNotFoundError as error:

@@ -8,10 +8,15 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.regions import measure_grounding
 from openvocab.lab import evaluation_report
 
-TASKS = ("segment", "detect", "ground", "rank", "recognize", "depth", "events")
+TASKS = ("segment", "detect", "ground", "rank", "recognize", "depth", "events", "find")
 """Named after the verb of the models that answer them."""
-UNTRAINED = {"segment": "maskclip", "depth": "depthclip", "events": "clip_event"}
-"""The system that answers for a CLIP."""
+UNTRAINED = {
+    "segment": ("maskclip", "tiny"),
+    "depth": ("depthclip", "tiny"),
+    "events": ("clip_event", "tiny"),
+    "find": ("frame_search", "paper"),
+}
+"""The system that answers for a CLIP, and its size."""
 
 
 def evaluate_system(source: str, data: str, task: str, out: Path | None = None) -> dict[str, Any]:
@@ -21,8 +26,11 @@ def evaluate_system(source: str, data: str, task: str, out: Path | None = None) 
         ValueError: the model's system does not answer this task.
     """
     model = loading.load(source)
-    system = systems.get(UNTRAINED.get(task, "clip") if isinstance(model, CLIP) else getattr(model, "system", "clip"))
-    asked: Any = system.build("tiny", model) if isinstance(model, CLIP) and task in UNTRAINED else model
+    asked, name = model, getattr(model, "system", "clip")
+    if isinstance(model, CLIP) and task in UNTRAINED:
+        name, size = UNTRAINED[task]
+        asked = systems.get(name).build(size, model)
+    system = systems.get(name)
     if system.evaluate is None or system.open is None or not hasattr(asked, task):
         raise ValueError(f"{source}: --task {task} needs a model that does, not one of {system.name}")
     opened = system.open(data)

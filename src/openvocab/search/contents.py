@@ -21,12 +21,12 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from openvocab.clip.moments import tile_boxes, video_rows
 from openvocab.clip.preprocess import fit, preprocess_bytes
 from openvocab.data.decode import decode, to_rgb
 from openvocab.data.extras import MissingExtra, require
 from openvocab.data.source import FileRange
 from openvocab.data.video import open_video
-from openvocab.search.moments import tile_boxes, video_rows
 from openvocab.search.places import holder
 from openvocab.search.records import Content, Encoder, Place
 

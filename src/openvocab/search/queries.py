@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openvocab.clip.engine import Picture, read_pixels
+from openvocab.clip.moments import ALIKE, merge
 from openvocab.search.index import Index
-from openvocab.search.moments import ALIKE, merge
 from openvocab.search.records import Background, Encoder, Entry, Where
 from openvocab.shapes import Embeds
 

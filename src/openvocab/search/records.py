@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from openvocab.clip.preprocess import PreprocessConfig
+from openvocab.clip.moments import Sees
 from openvocab.shapes import Embeds, TextEmbeds
 
 Kind = Literal["picture", "video"]
@@ -16,7 +16,7 @@ Queries = Float[Tensor, "query embed"]
 
 
 @runtime_checkable
-class Encoder(Protocol):
+class Encoder(Sees, Protocol):
     """Both towers of a model; `numerics` says how they compute, since vectors of two ways of computing differ."""
 
     @property
@@ -29,14 +29,7 @@ class Encoder(Protocol):
     def embed_dim(self) -> int: ...
 
     @property
-    def preprocessing(self) -> PreprocessConfig: ...
-
-    @property
     def numerics(self) -> str: ...
-
-    def images(self, pixels: UInt8[Tensor, "image 3 image_size image_size"]) -> Embeds:
-        """Unit float32 rows on the CPU."""
-        ...
 
     def texts(self, texts: Sequence[str]) -> TextEmbeds:
         """Unit float32 rows on the CPU."""
@@ -122,16 +115,6 @@ class Background:
 
     vectors: Embeds
     num_rows: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """Alike frames of a video, or of a tile of it, shown from `start_s` up to `end_s`, and one vector for them."""
-
-    start_s: float
-    end_s: float
-    vector: Float[Tensor, " embed"]
-    tile: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from videos import write_video
 
 from openvocab import storage
 from openvocab.clip.caption_bpe import train_tokenizer
@@ -33,6 +34,15 @@ def test_any_clip_is_measured_on_distances_beside_what_sees_no_picture(saved):
     found = evaluate_source(str(saved[0]), "rooms:2", "depth")
     assert found["data"]["rows"] == 2
     assert {"abs_rel", "delta1", "row mean: abs_rel", "median: abs_rel"} <= set(found["metrics"])
+
+
+def test_any_clip_is_measured_on_moments_of_videos(saved, tmp_path):
+    write_video(tmp_path / "a.mp4", 30)
+    (tmp_path / "clips.csv").write_text("path,start_s,end_s,caption\na.mp4,0,1,red circle\n")
+    found = evaluate_source(str(saved[0]), str(tmp_path / "clips.csv"), "find", out=tmp_path / "out")
+    assert (found["model"]["system"], found["data"]["rows"]) == ("frame_search", 1)
+    assert found["metrics"]["texts"] == found["metrics"]["videos"] == 1
+    assert "all_begins" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_a_model_or_task_cannot_do_is_said(saved):

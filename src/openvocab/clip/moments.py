@@ -3,16 +3,17 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from openvocab.clip.preprocess import PreprocessConfig, fit
 from openvocab.data.video import Video
-from openvocab.search.records import Encoder, Run
+from openvocab.shapes import Embeds
 
 ALIKE = 0.97
 """Cosine above which two pictures count as the same one; frames of one shot lie above it, cuts below."""
@@ -21,8 +22,30 @@ Box = tuple[int, int, int, int]
 Batch = tuple[list[float], UInt8[Tensor, "image 3 image_size image_size"]]
 
 
+@runtime_checkable
+class Sees(Protocol):
+    """A model's image tower."""
+
+    @property
+    def preprocessing(self) -> PreprocessConfig: ...
+
+    def images(self, pixels: UInt8[Tensor, "image 3 image_size image_size"]) -> Embeds:
+        """Unit float32 rows on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """Alike frames of a video, or of a tile of it, shown from `start_s` up to `end_s`, and one vector for them."""
+
+    start_s: float
+    end_s: float
+    vector: Float[Tensor, " embed"]
+    tile: int = 0
+
+
 def video_rows(
-    video: Video, encoder: Encoder, fps: float = 1.0, *, levels: int = 1, alike: float = ALIKE, batch_size: int = 32
+    video: Video, encoder: Sees, fps: float = 1.0, *, levels: int = 1, alike: float = ALIKE, batch_size: int = 32
 ) -> Iterator[Run]:
     """What a video shows, each run as soon as it ends; whatever its length, two batches of frames are held in memory.
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from searching import Colours, plain
 from videos import NTSC, full_decode, write_video
 
+from openvocab.clip.moments import merge, tile_boxes, video_rows
 from openvocab.data.video import open_video
-from openvocab.search.moments import merge, tile_boxes, video_rows
 
 RED_S = (3.3, 6.6)
 
