@@ -59,12 +59,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", choices=(*EXPORTS, TORCHAO), default=(*EXPORTS, TORCHAO))
     options = parser.parse_args()
     silence()
-    harness.import_peers()
-    import open_clip
-
-    torch.manual_seed(0)
-    theirs, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
-    theirs.eval()
+    theirs, transform = harness.random_open_clip()
     clip = build(architecture("ViT-B-32"), clean(theirs.state_dict())).eval()
     clip.tokenizer, clip.fingerprint = CLIPTokenizer(), "random"
     with tempfile.TemporaryDirectory() as folder:

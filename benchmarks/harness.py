@@ -31,6 +31,16 @@ def import_peers() -> None:
     spec.loader.exec_module(shim)
 
 
+def random_open_clip(architecture: str = "ViT-B-32") -> tuple[Any, Any]:
+    """The peer's model of random weights, ready to embed, and its preprocessing."""
+    import_peers()
+    import open_clip
+
+    torch.manual_seed(0)
+    model, _, transform = open_clip.create_model_and_transforms(architecture)
+    return model.eval(), transform
+
+
 def rounds(
     works: dict[str, Callable[[], Any]], count: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:

@@ -38,12 +38,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     silence()
-    harness.import_peers()
+    theirs, _ = harness.random_open_clip()
     import open_clip
 
-    torch.manual_seed(0)
-    theirs, _, _ = open_clip.create_model_and_transforms("ViT-B-32")
-    theirs.eval()
     tokenize, patterns = open_clip.get_tokenizer("ViT-B-32"), list(templates("imagenet"))
     names = list(open_clip.IMAGENET_CLASSNAMES)
     clip = build(architecture("ViT-B-32"), clean(theirs.state_dict())).eval()

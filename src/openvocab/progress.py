@@ -2,7 +2,9 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -25,10 +27,8 @@ def is_silent() -> bool:
 
 def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> "tqdm[T]":
     """Iterates `items` under a bar titled `what`; draws nothing when silenced, and seldom into a file."""
-    from tqdm import tqdm
-
     interval_s = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(
+    return _bar()(
         items,
         desc=what,
         total=total,
@@ -39,6 +39,23 @@ def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "
         mininterval=interval_s,
         maxinterval=max(10.0, interval_s),
     )
+
+
+@cache
+def _bar() -> "type[tqdm]":
+    """tqdm with a lock of this process alone; its own is shared with forks, and one that is killed would keep it."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        pass
+
+    def renew() -> None:
+        Bar.set_lock(threading.RLock())
+
+    renew()
+    if hasattr(os, "register_at_fork"):  # in that moment another thread may hold the lock
+        os.register_at_fork(after_in_child=renew)
+    return Bar
 
 
 def note(message: str) -> None:

@@ -1,0 +1,39 @@
+"""Bars are drawn by one process, and nothing that happens to another stops them."""
+
+import os
+import signal
+import time
+
+import forked
+import pytest
+
+from openvocab.progress import track
+
+
+def hold(path):
+    with track([], "child").get_lock():
+        path.touch()
+        time.sleep(60)
+
+
+@pytest.mark.timeout(20)
+def test_a_child_that_is_killed_while_it_draws_leaves_the_bars_to_others(tmp_path):
+    assert list(track(range(3), "parent")) == [0, 1, 2]
+    child = forked.start(lambda: hold(tmp_path / "held"))
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    assert forked.finish(child) == -signal.SIGKILL
+    assert list(track(range(3), "parent")) == [0, 1, 2]
+
+
+def test_a_child_draws_whoever_held_the_lock_when_it_began():
+    with track([], "parent").get_lock():
+        child = forked.start(lambda: list(track(range(3), "child")))
+        until = time.monotonic() + 10
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
+            time.sleep(0.01)
+    if done == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        done = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(done[1]) == 0
