@@ -26,7 +26,7 @@ def is_silent() -> bool:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> "tqdm[T]":
-    """Iterates `items` under a bar titled `what`; draws nothing when silenced, and seldom into a file."""
+    """Iterates `items` under a bar titled `what`; none when silenced or done at once, and seldom one into a file."""
     interval_s = 0.1 if sys.stderr.isatty() else 30.0
     return _bar()(
         items,
@@ -38,6 +38,7 @@ def track(items: Iterable[T], what: str, total: int | None = None, unit: str = "
         leave=False,
         mininterval=interval_s,
         maxinterval=max(10.0, interval_s),
+        delay=interval_s,
     )
 
 

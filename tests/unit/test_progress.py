@@ -7,7 +7,23 @@ import time
 import forked
 import pytest
 
+from openvocab import progress
 from openvocab.progress import track
+
+
+def test_what_is_done_at_once_leaves_no_mark(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_silent", False)
+    assert list(track(range(1000), "quick")) == list(range(1000))
+    track([], "nothing").close()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_lasts_is_drawn(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_silent", False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for _ in track(range(4), "slow"):
+        time.sleep(0.1)
+    assert "slow" in capsys.readouterr().err
 
 
 def hold(path):
