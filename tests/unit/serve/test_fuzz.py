@@ -37,7 +37,7 @@ def test_hostile_requests_are_the_callers_fault(address, image):
         statuses = []
         for sent in hostile(seed=0, count=300, image=image, model="tiny"):
             headers = {name: value.encode("latin-1") for name, value in sent.headers.items()}
-            found = session.request(sent.method, address + sent.path, data=sent.content, headers=headers, timeout=10)
+            found = session.request(sent.method, address + sent.path, data=sent.content, headers=headers, timeout=60)
             assert found.status_code < 500, (sent, found.text)
             assert "Traceback" not in found.text
             assert "root:" not in found.text
@@ -58,7 +58,7 @@ def test_what_openapi_allows_is_answered_as_openapi_says(address, app):
             @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
             @given(case)
             def one(asked):
-                found = asked.call(session=session, timeout=10)
+                found = asked.call(session=session, timeout=60)
                 asked.validate_response(found, checks=checks)
 
             one()

@@ -97,10 +97,11 @@ async def echo(scope, receive, send):
 
 def test_a_body_that_dribbles_is_timed_out_and_one_that_breaks_off_is_counted():
     metrics = Metrics()
-    guard = Guard(echo, Options(client_limit_s=0.05), metrics)
-    slow, sent = asked(guard, [(0.02, b"x", True)] * 10)
+    hasty, guard = Guard(echo, Options(client_limit_s=0.05), metrics), Guard(echo, Options(), metrics)
+    slow, sent = asked(hasty, [(0.02, b"x", True)] * 10)
     asyncio.run(slow)
     assert sent[0]["status"] == 408
+    assert hasty.held_bytes == 0
     broken, sent = asked(guard, [(0, b"x", True)])
     asyncio.run(broken)
     assert sent == []
@@ -113,7 +114,7 @@ def test_a_body_that_dribbles_is_timed_out_and_one_that_breaks_off_is_counted():
 
 
 def test_bodies_of_all_callers_together_are_bounded():
-    guard = Guard(echo, Options(max_bodies_bytes=100, client_limit_s=1.0), Metrics())
+    guard = Guard(echo, Options(max_bodies_bytes=100), Metrics())
 
     async def main():
         first, sent_first = asked(guard, [(0, b"x" * 80, True), (0.05, b"x" * 10, False)])
