@@ -251,7 +251,7 @@ def settings(steps: int) -> tuple[str, ...]:
 
 
 def test_torchrun_restarts_after_kill_minus_9_and_ends_with_the_same_bytes(tmp_path):
-    steps = 30
+    steps = 90
     on_ranks(lambda rank: train_system("clip", tmp_path / "whole", size="tiny", settings=settings(steps)))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     asked = [part for setting in settings(steps) for part in ("--set", setting)]
