@@ -27,6 +27,12 @@ class Recipe(Generic[C]):
     fit: FitConfig
     groups: tuple[GroupConfig, ...]
 
+    def stage(self, **parts: Any) -> "Stage":
+        """A training with this optimiser, length and these groups; `parts` are the other fields of a `Stage`."""
+        from openvocab.train.fit import Stage
+
+        return Stage(**{"optim": self.optim, "config": self.fit, "groups": self.groups, **parts})
+
 
 @dataclass(frozen=True, kw_only=True)
 class System(Generic[C, M]):

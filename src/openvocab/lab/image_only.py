@@ -30,7 +30,7 @@ from openvocab.data.memory import InMemory
 from openvocab.data.order import mix
 from openvocab.shapes import Batch, Images, Tokens
 from openvocab.system import Recipe
-from openvocab.train.fit import Stage, fit
+from openvocab.train.fit import fit
 from openvocab.train.step import Losses
 
 TEMPERATURE = 0.2
@@ -171,15 +171,7 @@ def _train(
     data, seed = recipe.data, recipe.fit.seed
     pictures = pairs or open_data(data, recipe.model.image.image_size, seed)
     loader = Loader(pictures, pixels, tokenize, batch_size=data.batch_size, seed=seed, trim=False)
-    stage = Stage(
-        name=kind,
-        data=loader,
-        loss=type(model).loss,
-        optim=recipe.optim,
-        config=recipe.fit,
-        groups=recipe.groups,
-        constrain=constrain,
-    )
+    stage = recipe.stage(name=kind, data=loader, loss=type(model).loss, constrain=constrain)
     identity = storage.fingerprint(config.to_dict(recipe), pictures.fingerprint)
     fit(model, stage, out=storage.cache_folder("studies") / f"{kind}-{identity}", identity=identity)
     return model.eval()

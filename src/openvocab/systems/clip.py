@@ -205,16 +205,8 @@ def prepare(
         trim=not isinstance(text, TextConfig) or text.causal,
         folder=folder,
     )
-    stage = Stage(
-        name="clip",
-        data=loader,
-        loss=loss,
-        embed=embed,
-        constrain=constrain,
-        optim=recipe.optim,
-        config=recipe.fit,
-        groups=recipe.groups,
-        evaluate=_validation(recipe.data),
+    stage = recipe.stage(
+        name="clip", data=loader, loss=loss, embed=embed, constrain=constrain, evaluate=_validation(recipe.data)
     )
     return model, (stage,)
 

@@ -112,8 +112,7 @@ def prepare(recipe: Recipe[CLIPConfig], init: None = None, folder: Path | None =
     model.name = f"convirt-{Path(data.pairs.source).stem}"
     length = text.context_length
     loader = batches(data, pairs, model.preprocessing, tokenizer, context_length=length, seed=seed, folder=folder)
-    stage = Stage(name="convirt", data=loader, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
-    return model, (replace(stage, groups=recipe.groups),)
+    return model, (recipe.stage(name="convirt", data=loader, loss=loss, embed=embed),)
 
 
 def by_sentence(pairs: Pairs) -> InMemory:

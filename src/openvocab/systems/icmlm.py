@@ -243,10 +243,9 @@ def prepare(
     loader = batches(
         data, pairs, model.preprocessing, model.words, context_length=length, seed=seed, trim=False, folder=folder
     )
-    stage = Stage(name="icmlm", data=loader, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
     text = (GroupConfig(name="text", prefixes=("text.",)),)
-    language = replace(stage, name="language", loss=language_loss, embed=None, groups=text)
-    return model, (language, replace(stage, groups=recipe.groups))
+    language = recipe.stage(name="language", data=loader, loss=language_loss, groups=text)
+    return model, (language, recipe.stage(name="icmlm", data=loader, loss=loss, embed=embed))
 
 
 def _fitted(config: ICMLMConfig, captions: Sequence[str]) -> ICMLMConfig:

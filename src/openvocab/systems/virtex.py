@@ -321,16 +321,9 @@ def prepare(
     model.name = f"virtex-{Path(recipe.data.pairs.source).stem}"
     model.trained_on = learning.origin(recipe.data, pairs)
     length, pixels = model.config.text.context_length, model.preprocessing
-    stage = Stage(
-        name="virtex",
-        data=learning.batches(recipe.data, pairs, pixels, tokenizer, context_length=length, seed=seed, folder=folder),
-        loss=loss,
-        embed=embed,
-        constrain=constrain,
-        optim=recipe.optim,
-        config=recipe.fit,
-        groups=recipe.groups,
-        evaluate=_validation(recipe.data),
+    loader = learning.batches(recipe.data, pairs, pixels, tokenizer, context_length=length, seed=seed, folder=folder)
+    stage = recipe.stage(
+        name="virtex", data=loader, loss=loss, embed=embed, constrain=constrain, evaluate=_validation(recipe.data)
     )
     return model, (stage,)
 

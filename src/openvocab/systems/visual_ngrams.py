@@ -197,8 +197,7 @@ def prepare(
     model.name, model.trained_on = f"visual_ngrams-{Path(data.pairs.source).stem}", origin(data, pairs)
     length, seed, pixels = config.context_length, recipe.fit.seed, model.preprocessing
     loader = batches(data, pairs, pixels, model.codes, context_length=length, seed=seed, trim=False, folder=folder)
-    stage = Stage(name="visual_ngrams", data=loader, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
-    return model, (replace(stage, groups=recipe.groups),)
+    return model, (recipe.stage(name="visual_ngrams", data=loader, loss=loss, embed=embed),)
 
 
 def evaluate(model: VisualNGrams, pairs: Pairs) -> dict[str, float]:

@@ -168,8 +168,8 @@ def prepare(
     prompted = Prompted(clips, read_templates(data.templates))
     batches = clip_batches(look, prompted, tokenize, data.clips, seed=recipe.fit.seed, folder=folder)
     aim: Any = OBJECTIVES[data.objective]
-    stage = Stage(name="actionclip", data=batches, loss=aim, embed=embed, constrain=constrain, optim=recipe.optim)
-    return model, (replace(stage, config=recipe.fit, groups=reached(model, recipe.groups)),)
+    stage = recipe.stage(name="actionclip", data=batches, loss=aim, embed=embed, constrain=constrain)
+    return model, (replace(stage, groups=reached(model, recipe.groups)),)
 
 
 class Prompted(Wrapped):

@@ -200,9 +200,7 @@ def prepare(
     model.name = f"autoencoders-{Path(data.pairs.source).stem}"
     model.trained_on = {"source": pairs.source, "pictures": len(pairs)}
     batches = learning.picture_stream(data, pairs, model.preprocessing, seed, folder)
-    stage = Stage(
-        name="autoencoders", data=batches, loss=loss, constrain=constrain, optim=recipe.optim, config=recipe.fit
-    )
+    stage = recipe.stage(name="autoencoders", data=batches, loss=loss, constrain=constrain)
     return model, (replace(stage, groups=learning.reached(model, recipe.groups)),)
 
 

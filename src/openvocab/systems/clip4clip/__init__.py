@@ -170,8 +170,8 @@ def prepare(
     look = begin_looking(model, clips, data.look)
     tokenize = partial(init.tokenizer, context_length=init.config.text.context_length)
     batches = clip_batches(look, clips, tokenize, data.clips, seed=recipe.fit.seed, folder=folder)
-    stage = Stage(name="clip4clip", data=batches, loss=loss, embed=embed, constrain=constrain, optim=recipe.optim)
-    return model, (replace(stage, config=recipe.fit, groups=reached(model, recipe.groups)),)
+    stage = recipe.stage(name="clip4clip", data=batches, loss=loss, embed=embed, constrain=constrain)
+    return model, (replace(stage, groups=reached(model, recipe.groups)),)
 
 
 def evaluate(model: CLIP4Clip, data: ClipSource) -> dict[str, float]:

@@ -195,17 +195,8 @@ def prepare(
     known = (clip.trained_on or {}).get("words")
     clip.trained_on = {"source": pictures.source, "pairs": len(pictures), "words": words([*(known or ()), *made.texts])}
     model.trained_on = {"clip": clip.trained_on, "events": len(made.told), "types": dict(made.types.most_common())}
-    stage = Stage(
-        name="clip_event",
-        data=annotated_batches(pictures, made, data.pictures, seed=seed, folder=folder),
-        loss=loss,
-        embed=embed,
-        constrain=constrain,
-        optim=recipe.optim,
-        config=recipe.fit,
-        groups=recipe.groups,
-    )
-    return model, (stage,)
+    batches = annotated_batches(pictures, made, data.pictures, seed=seed, folder=folder)
+    return model, (recipe.stage(name="clip_event", data=batches, loss=loss, embed=embed, constrain=constrain),)
 
 
 def open_pictures(config: AnnotatedConfig, seed: int = 0) -> Annotated:

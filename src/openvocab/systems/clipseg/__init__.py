@@ -210,8 +210,7 @@ def prepare(
     samples = _Samples(model, phrases, recipe.data)
     batches = annotated_batches(data, samples, recipe.data.annotated, seed=seed, folder=folder)
     _settle(model, batches.batch(0)["images"])
-    stage = Stage(name="clipseg", data=batches, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
-    return model, (replace(stage, groups=recipe.groups),)
+    return model, (recipe.stage(name="clipseg", data=batches, loss=loss, embed=embed),)
 
 
 @torch.no_grad()

@@ -140,8 +140,7 @@ def prepare(recipe: Recipe[DALLEConfig], init: Any = None, folder: Path | None =
         workers=data.workers,
         quarantine=folder / "quarantine.jsonl" if folder else None,
     )
-    stage = Stage(name="dalle", data=batches, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
-    return model, (replace(stage, groups=recipe.groups),)
+    return model, (recipe.stage(name="dalle", data=batches, loss=loss, embed=embed),)
 
 
 def evaluate(model: DALLE, data: InMemory) -> dict[str, float]:

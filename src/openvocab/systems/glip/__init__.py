@@ -183,8 +183,7 @@ def prepare(
     model.trained_on = {"source": Path(data.source).name, "pictures": len(data), "labels": list(data.labels)}
     samples = Sample(recipe.data, model.preprocessing, data.labels, tokenizer)
     loader = annotated_batches(data, samples, recipe.data.shown, seed=recipe.fit.seed, folder=folder)
-    stage = Stage(name="glip", data=loader, loss=loss, optim=recipe.optim, config=recipe.fit, groups=recipe.groups)
-    return model, (stage,)
+    return model, (recipe.stage(name="glip", data=loader, loss=loss),)
 
 
 def evaluate(model: GLIP, data: Annotated, novel: Sequence[str] | None = None) -> dict[str, float]:

@@ -179,18 +179,7 @@ def prepare(
             context_length=length,
             seed=seed,
         )
-    return model, (
-        Stage(
-            name="groupvit",
-            data=loader,
-            loss=loss,
-            embed=embed,
-            constrain=constrain,
-            optim=recipe.optim,
-            config=recipe.fit,
-            groups=recipe.groups,
-        ),
-    )
+    return model, (recipe.stage(name="groupvit", data=loader, loss=loss, embed=embed, constrain=constrain),)
 
 
 def evaluate(model: GroupViT, data: Annotated, novel: tuple[str, ...] = (), **options: Any) -> dict[str, float]:

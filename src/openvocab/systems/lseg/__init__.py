@@ -218,8 +218,7 @@ def prepare(
     model.trained_on = {"clip": init.trained_on, "source": pictures.source, "labels": list(pictures.labels)}
     samples = Samples(model, pictures.labels, data)
     batches = annotated_batches(pictures, samples, data.pictures, seed=recipe.fit.seed, folder=folder)
-    stage = Stage(name="lseg", data=batches, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
-    return model, (replace(stage, groups=recipe.groups),)
+    return model, (recipe.stage(name="lseg", data=batches, loss=loss, embed=embed),)
 
 
 def evaluate(model: LSeg, data: Annotated, novel: tuple[str, ...] = ()) -> dict[str, float]:

@@ -154,8 +154,7 @@ def prepare(
         excluded=found.failures,
         quarantine=folder / "quarantine.jsonl" if folder else None,
     )
-    stage = Stage(name="pointclip", data=batches, loss=loss, embed=embed, optim=recipe.optim, config=recipe.fit)
-    return model, (replace(stage, groups=recipe.groups),)
+    return model, (recipe.stage(name="pointclip", data=batches, loss=loss, embed=embed),)
 
 
 def stretched(points: Points, chance: torch.Generator) -> Points:

@@ -98,10 +98,7 @@ def prepare(
     model.name = f"styleclip-{Path(data.pairs.source).stem}"
     model.trained_on = {"source": pairs.source, "pictures": len(pairs)}
     batches = learning.picture_stream(data, pairs, model.preprocessing, seed, folder)
-    stage = Stage(
-        name="styleclip", data=batches, loss=loss, optim=recipe.optim, config=recipe.fit, groups=recipe.groups
-    )
-    return model, (stage,)
+    return model, (recipe.stage(name="styleclip", data=batches, loss=loss),)
 
 
 def evaluate(model: StyleCLIP, data: Pairs) -> dict[str, float]:

@@ -199,27 +199,26 @@ def prepare(
         model.prior.fit(embeds, texts)
         model.decoder.scaler.fit(embeds, "each")
     batches = partial(_batches, pairs, embeds, captions, seed=seed)
-    stage = Stage(
+    prior = recipe.stage(
         name="prior",
         data=batches(data.prior_batch_size, images=False),
         loss=prior_loss,
-        optim=recipe.optim,
         config=replace(recipe.fit, steps=data.prior_steps),
         groups=(GroupConfig(prefixes=("prior.",)),),
     )
     shown = batches(data.pairs.batch_size, images=True)
-    decoder = replace(stage, name="decoder", data=shown, loss=decoder_loss, config=recipe.fit, groups=recipe.groups)
+    decoder = recipe.stage(name="decoder", data=shown, loss=decoder_loss)
     larger = [
-        replace(
-            decoder,
+        recipe.stage(
             name=f"upsampler {number}",
+            data=shown,
             loss=partial(upsampler_loss, number=number),
             config=replace(recipe.fit, steps=data.upsampler_steps),
             groups=(GroupConfig(prefixes=(f"upsamplers.{number}.unet.",)),),
         )
         for number in range(len(model.upsamplers))
     ]
-    return model, tuple(stage for stage in (stage, decoder, *larger) if stage.config.steps)
+    return model, tuple(stage for stage in (prior, decoder, *larger) if stage.config.steps)
 
 
 def embedded(model: UnCLIP, pairs: InMemory) -> Embeds:

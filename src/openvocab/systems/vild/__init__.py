@@ -181,8 +181,7 @@ def prepare(
     model.trained_on = {"clip": clip.trained_on, "source": Path(data.source).name, "pictures": len(data)}
     samples = Sample(recipe.data, model.preprocessing, stored)
     loader = annotated_batches(data, samples, recipe.data.shown, seed=recipe.fit.seed, folder=folder)
-    stage = Stage(name="vild", data=loader, loss=loss, optim=recipe.optim, config=recipe.fit, groups=recipe.groups)
-    return model, (stage,)
+    return model, (recipe.stage(name="vild", data=loader, loss=loss),)
 
 
 def _proposer(recipe: Recipe[ViLDConfig], clip: CLIP, folder: Path | None) -> ViLD:
