@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import nn
 
 from openvocab.blocks.decoder import DecoderConfig
@@ -244,6 +245,12 @@ def convolutions(optim: OptimConfig) -> GroupConfig:
     """The convolutions of a small ResNet, stepped by Muon: it learns twice as fast."""
     muon = replace(optim, method="muon", lr=0.06, betas=(0.9, 0.0), weight_decay=0.0)
     return GroupConfig(name="convolutions", prefixes=("image.stages.",), min_axes=4, optim=muon)
+
+
+def hold_scale(model: Any) -> None:
+    """Clamps the temperature of a model's CLIP to [0, ln 100] after a step."""
+    with torch.no_grad():
+        model.clip.logit_scale.clamp_(0.0, LOG_SCALE_MAX)
 
 
 def reached(model: nn.Module, groups: tuple[GroupConfig, ...]) -> tuple[GroupConfig, ...]:

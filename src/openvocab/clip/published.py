@@ -1,10 +1,14 @@
-"""What lies in a published folder beside its config: the weights under one of their names, the tokenizer."""
+"""What lies in a published folder beside its config: the weights under one of their names, the tokenizer; a CLIP
+that lies within other weights."""
 
 from pathlib import Path
 
 from openvocab.blocks.text import CBOWConfig, TextConfig
+from openvocab.clip.layouts import State
+from openvocab.clip.model import CLIP
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.tokenizer_files import load_tokenizer
+from openvocab.clip.weights import build, fingerprint, infer_config
 from openvocab.progress import warn
 
 CLIP_VOCABULARY_SIZE = 49408
@@ -50,6 +54,14 @@ def tokenizer_of(path: Path, text: TextConfig | CBOWConfig) -> Tokenizer:
     if isinstance(text, TextConfig) and text.pool == "end" and tokenizer.end_id != text.end_id:
         raise ValueError(f"{path}: the tokenizer ends texts with id {tokenizer.end_id}, the model reads {text.end_id}")
     return tokenizer
+
+
+def clip_within(state: State, where: Path | str, name: str) -> CLIP:
+    """The CLIP of a checkpoint that holds one beside other weights, under OpenAI's names; it reads CLIP's words."""
+    clip = build(infer_config(state), state, where=where)
+    clip.name, clip.tokenizer = name, CLIPTokenizer(clip.config.text.context_length)
+    clip.fingerprint = fingerprint(clip)
+    return clip
 
 
 def clip_defaults(path: Path, text: TextConfig | CBOWConfig, missing: str) -> None:

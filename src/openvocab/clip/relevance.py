@@ -26,7 +26,7 @@ from openvocab.clip.dense import dense_pixels
 from openvocab.clip.engine import Picture, embed_texts, evaluating
 from openvocab.clip.model import CLIP
 from openvocab.clip.values import stride
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.progress import track
 from openvocab.shapes import Images, TextEmbeds
 
@@ -67,7 +67,7 @@ def explain(clip: CLIP, picture: Picture, text: str, others: Sequence[str] = ())
     words = text.split()
     if not words:
         raise ValueError("explain: the text is empty; say what to look for")
-    image = picture if isinstance(picture, Image.Image) else decode(picture)
+    image = opened(picture)
     without = [" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words))]
     texts = embed_texts(clip, [text, *without])
     asked = texts[:1] - embed_texts(clip, list(others)).mean(0) if others else texts[:1]

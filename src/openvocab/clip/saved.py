@@ -7,7 +7,7 @@ model.save(folder)         model.safetensors, the tokenizer's files, openvocab.j
 XModel.load(folder)        what `ov.load(folder)` gives when the system's record says `load=XModel.load`
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openvocab import storage
+from openvocab.blocks.resnet import ResNetConfig
+from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.folder import FORMAT, RECORD, WEIGHTS, new_folder, read_record
 from openvocab.clip.layouts import State
-from openvocab.clip.model import CLIP
+from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig, preprocess
 from openvocab.clip.tokenizer import Tokenizer
 from openvocab.clip.tokenizer_files import load_tokenizer
@@ -51,6 +53,10 @@ class SystemModel(nn.Module):
         self.name = "untitled"
         self.fingerprint = ""
         self.trained_on: dict[str, Any] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def preprocess(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """A picture as the pixels that the image tower reads."""
@@ -103,17 +109,35 @@ class SystemModel(nn.Module):
             raise ValueError(f"{where}: not the weights of its config: {reason}") from None
         return self.eval()
 
+    def published(self: M, state: State, where: Path | str) -> M:
+        """`filled` with published weights, and named after their file."""
+        self.filled(state, where).name = Path(where).stem
+        self.fingerprint = self.identity()
+        return self
+
     def identity(self) -> str:
         """The fingerprint that belongs to the weights as they are now."""
         tokenizer = None if self.tokenizer is None else self.tokenizer.fingerprint
         return storage.fingerprint(self.system, digests(self), to_dict(self.config), tokenizer)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CLIPSystemConfig:
+    """A CLIP whose image tower sees for the system; `preprocess` is the CLIP's own by default."""
+
+    clip: CLIPConfig
+    preprocess: PreprocessConfig | None = None
+
+    @property
+    def image(self) -> ViTConfig | ResNetConfig:
+        return self.clip.image
+
+
 class CLIPSystemModel(SystemModel):
     """The base of a system's model that is built around a CLIP, and is saved with it.
 
     Args:
-        config: says the CLIP in its field `clip`, and what it is read at in its field or property `image`.
+        config: a `CLIPSystemConfig`, or one with these fields and an image tower of its own.
         clip: the CLIP itself; one of random weights where there is none.
     """
 
@@ -129,6 +153,10 @@ class CLIPSystemModel(SystemModel):
         if clip is not None:
             config = replace(config, clip=clip.full_config, preprocess=clip.preprocessing)
         return cls(config, clip)
+
+    def with_clip(self, state: State) -> State:
+        """`state` of all but the CLIP, and the CLIP's tensors as they are."""
+        return {f"clip.{name}": tensor for name, tensor in self.clip.state_dict().items()} | state
 
     def save(self, folder: Path | str) -> None:
         """As `SystemModel.save`; the CLIP, which training has changed, gets the identity of its weights."""

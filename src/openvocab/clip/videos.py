@@ -45,10 +45,9 @@ class VideoModel(CLIPSystemModel, ABC):
         Args:
             kept: in the cache folder too, for every model with this sight.
         """
-        device = self.clip.logit_scale.device
         with evaluating(self):
             return frame_features(
-                lambda images, shown: self.look(images.to(device), shown.to(device)),
+                lambda images, shown: self.look(images.to(self.device), shown.to(self.device)),
                 clips,
                 self.config.sampling,
                 self.preprocessing,

@@ -8,6 +8,7 @@ it) and converts palette, grey, 1-bit, CMYK, YCbCr and LAB as Pillow does. EXIF 
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -67,6 +68,11 @@ def decode(
         raise ValueError(f"{name}: not a picture that Pillow can read") from None
     except Exception as error:  # Pillow's readers let struct, index and type errors of malformed files through.
         raise ValueError(f"{name}: cannot be decoded ({_one_line(error)})") from None
+
+
+def opened(picture: Any, *, exif: bool = False) -> Image.Image:
+    """A picture that is in hand, or the path of one; raises as `decode` does."""
+    return picture if isinstance(picture, Image.Image) else decode(picture, exif=exif)
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:

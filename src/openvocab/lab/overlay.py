@@ -12,7 +12,7 @@ from openvocab import storage
 from openvocab.clip.colours import depth_colours, label_colours
 from openvocab.clip.dense import NONE, Segmentation
 from openvocab.clip.regions import Detection
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.lab import label_studio
 from openvocab.metrics.depth import DepthM
 
@@ -60,7 +60,7 @@ def write_relevance(map: Float[Tensor, "height width"], picture: Any, out: Path)
 
 def lit(picture: Any, map: Float[Tensor, "height width"]) -> Image.Image:
     """The picture where a map is high, a quarter as bright where it is not positive."""
-    pixels = np.asarray(to_rgb(picture if isinstance(picture, Image.Image) else decode(picture)), np.float32)
+    pixels = np.asarray(to_rgb(opened(picture)), np.float32)
     light = 0.25 + 0.75 * (map / map.max().clamp_min(1e-6)).clamp(0, 1).numpy()[..., None]
     return Image.fromarray((pixels * light).round().astype(np.uint8))
 

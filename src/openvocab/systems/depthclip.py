@@ -21,17 +21,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from openvocab.blocks.resnet import ResNetConfig
-from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP, dense_pixels
 from openvocab.clip.engine import evaluating
-from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig
-from openvocab.clip.saved import CLIPSystemModel
+from openvocab.clip.saved import CLIPSystemConfig, CLIPSystemModel
 from openvocab.clip.values import Dense, dense_values, stride
 from openvocab.clip.vocabulary import vocabulary
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.data.depths import Depths, open_depths
 from openvocab.metrics.depth import EVERYWHERE, DepthM, Protocol, blind, depth_errors
 from openvocab.progress import track
@@ -46,15 +44,13 @@ Responses = Float[Tensor, "view word rows cols"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DepthCLIPConfig:
+class DepthCLIPConfig(CLIPSystemConfig):
     """What distances are called, from near to far, and what the words stand for.
 
     `preprocess` is what pictures are read at, the CLIP's own by default. `readout`: `joint` places, or `channels` of
     what is not yet in the space of texts.
     """
 
-    clip: CLIPConfig
-    preprocess: PreprocessConfig | None = None
     words: tuple[str, ...] = tuple(WORDS_M)
     bins_m: tuple[float, ...] = (1.0, 1.5, 2.0, 2.25, 2.5, 2.75, 3.0)
     template: str = "This object is {}"
@@ -68,10 +64,6 @@ class DepthCLIPConfig:
             raise ValueError(f"DepthCLIP: bins_m {self.bins_m} must not be negative and must not fall, near to far")
         if not self.temperature > 0:
             raise ValueError(f"DepthCLIP: temperature {self.temperature} must be more than 0")
-
-    @property
-    def image(self) -> ViTConfig | ResNetConfig:
-        return self.clip.image
 
 
 SIZES = {
@@ -107,7 +99,7 @@ class DepthCLIP(CLIPSystemModel):
 
     def depth(self, picture: Any) -> Depth:
         """How far away every pixel is; ValueError where the picture cannot be read."""
-        image = picture if isinstance(picture, Image.Image) else decode(picture)
+        image = opened(picture)
         shares = word_shares(self.responses(image), self.config.temperature, (image.height, image.width))
         return Depth(torch.tensordot(torch.tensor(self.config.bins_m), shares, 1))
 
@@ -116,7 +108,7 @@ class DepthCLIP(CLIPSystemModel):
         words = vocabulary(self.clip, self.config.words, self.config.template)
         pixels = dense_pixels(to_rgb(image), self.preprocessing, stride(self.clip))
         with evaluating(self):
-            embeds, grid = self(torch.cat([pixels, pixels.flip(3)]).to(self.clip.logit_scale.device))
+            embeds, grid = self(torch.cat([pixels, pixels.flip(3)]).to(self.device))
         fits = self.clip.scale().detach() * embeds @ words.embeds.to(embeds).T
         maps = fits.float().cpu().transpose(1, 2).unflatten(2, grid)
         return torch.stack([maps[0], maps[1].flip(2)])

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from openvocab.blocks.vit import ViTConfig
@@ -25,7 +24,7 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.values import Dense, dense_values, stride
 from openvocab.clip.vocabulary import Vocabulary, check_model, vocabulary
 from openvocab.data.annotated import Annotated, open_source
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.shapes import Batch, Images
 from openvocab.system import System
 
@@ -77,7 +76,7 @@ class MaskCLIP(nn.Module):
         Raises:
             ValueError: no labels, or a vocabulary of another model.
         """
-        image = picture if isinstance(picture, Image.Image) else decode(picture)
+        image = opened(picture)
         if not isinstance(labels, Vocabulary):
             labels = vocabulary(self.clip, labels, templates)
         check_model(self.clip, labels)

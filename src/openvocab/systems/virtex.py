@@ -174,10 +174,6 @@ class VirTex(SystemModel):
         clip.fingerprint, clip.trained_on = self.fingerprint, self.trained_on
         return clip.train(self.training)
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
     def _seen(self, pictures: Picture | Sequence[Picture]) -> Iterator[Float[Tensor, "image ..."]]:
         for pixels in read_pixels(pictures, self.preprocessing):
             with evaluating(self):

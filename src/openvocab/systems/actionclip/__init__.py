@@ -29,7 +29,7 @@ from torch import Tensor
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.frames import Look, clip_batches
-from openvocab.clip.learning import LOG_SCALE_MAX, reached
+from openvocab.clip.learning import hold_scale, reached
 from openvocab.clip.measure import Labelled
 from openvocab.clip.model import CLIP
 from openvocab.clip.objectives import contrastive_loss, equal_label_loss
@@ -93,12 +93,6 @@ def example(model: ActionCLIP, rows: int) -> Batch:
     shown = torch.arange(most) < 1 + torch.arange(rows)[:, None] % most
     images = torch.randn(rows, most, 3, side, side) * shown[:, :, None, None, None]
     return {"images": images, "shown": shown, "tokens": tokens, "labels": torch.arange(rows) // 2}
-
-
-def constrain(model: ActionCLIP) -> None:
-    """Clamps the temperature to [0, ln 100] after a step."""
-    with torch.no_grad():
-        model.clip.logit_scale.clamp_(0.0, LOG_SCALE_MAX)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +162,7 @@ def prepare(
     prompted = Prompted(clips, read_templates(data.templates))
     batches = clip_batches(look, prompted, tokenize, data.clips, seed=recipe.fit.seed, folder=folder)
     aim: Any = OBJECTIVES[data.objective]
-    stage = recipe.stage(name="actionclip", data=batches, loss=aim, embed=embed, constrain=constrain)
+    stage = recipe.stage(name="actionclip", data=batches, loss=aim, embed=embed, constrain=hold_scale)
     return model, (replace(stage, groups=reached(model, recipe.groups)),)
 
 

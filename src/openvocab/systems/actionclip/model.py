@@ -12,13 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openvocab import storage
-from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.temporal import HIDDEN, Conv1D, SeqLSTM, SeqTransf, Shown, TransfCls, frame_mean, shift_tokens
-from openvocab.blocks.vit import ViT, ViTConfig
+from openvocab.blocks.vit import ViT
 from openvocab.clip.engine import evaluating
 from openvocab.clip.frames import Features, FrameFeatures, Videos
-from openvocab.clip.model import CLIP, CLIPConfig
-from openvocab.clip.preprocess import PreprocessConfig
+from openvocab.clip.model import CLIP
+from openvocab.clip.saved import CLIPSystemConfig
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.trust import Calibration
 from openvocab.clip.videos import VideoModel
@@ -31,7 +30,7 @@ Mean = Literal["probability", "embedding"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ActionCLIPConfig:
+class ActionCLIPConfig(CLIPSystemConfig):
     """A CLIP, and how its image tower is told of time.
 
     `prompt`: nothing before the head; `joint`, one sequence of all frames' patches; `shift`, patches that exchange
@@ -41,8 +40,6 @@ class ActionCLIPConfig:
     `official_layout`: of Conv1D, see there.
     """
 
-    clip: CLIPConfig
-    preprocess: PreprocessConfig | None = None
     prompt: Literal["none", "joint", "shift"] = "none"
     head: Literal["meanP", "Conv1D", "LSTM", "Transf", "Transf_cls"] = "Transf"
     layers: int = 6
@@ -50,10 +47,6 @@ class ActionCLIPConfig:
     place_std: float = 0.02
     official_layout: bool = False
     sampling: Sampling = Sampling(fps=30.0, most=8, pick="segments")
-
-    @property
-    def image(self) -> ViTConfig | ResNetConfig:
-        return self.clip.image
 
     def __post_init__(self) -> None:
         if self.prompt != "none" and getattr(self.clip.image, "pool", "") != "class":
@@ -111,9 +104,8 @@ class ActionCLIP(VideoModel):
 
     def embed_features(self, found: FrameFeatures) -> Embeds:
         """Unit vectors of clips that were looked at already."""
-        device = self.clip.logit_scale.device
         with evaluating(self):
-            return self.watch(found.features.to(device), found.shown.to(device)).float().cpu()
+            return self.watch(found.features.to(self.device), found.shown.to(self.device)).float().cpu()
 
     def embed_videos(self, videos: ClipSource | Sequence[str | Path]) -> Embeds:
         """Unit vectors to compare with those of texts, and for few-shot classifiers; row i is video i.

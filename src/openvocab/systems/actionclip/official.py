@@ -6,10 +6,9 @@ from typing import Any
 
 from openvocab.clip.layouts import Rule, State, lead, lstm, openai_blocks, same, to_ours, to_theirs, torch_blocks
 from openvocab.clip.model import CLIP
-from openvocab.clip.tokenizer import CLIPTokenizer
+from openvocab.clip.published import clip_within
 from openvocab.clip.torchscript import read_pickle
-from openvocab.clip.weights import build as build_clip
-from openvocab.clip.weights import clean, fingerprint, infer_config, to_layout
+from openvocab.clip.weights import clean, to_layout
 from openvocab.data.clips import Sampling
 from openvocab.systems.actionclip.model import ActionCLIP, ActionCLIPConfig
 
@@ -59,16 +58,10 @@ def from_official(path: Path | str) -> ActionCLIP:
     if head != "Transf":
         fusion.pop(_PLACES, None)
     ours = to_ours(fusion, PEER_KEYS[head]) | ({} if time is None else {"time": time})
-    clip = build_clip(infer_config(words), words, where=path)
-    clip.name, clip.tokenizer = Path(path).stem, CLIPTokenizer(clip.config.text.context_length)
-    clip.fingerprint = fingerprint(clip)
+    clip = clip_within(words, path, Path(path).stem)
     prompt = "joint" if time is not None else "shift" if shifted else "none"
     model = ActionCLIP(official_config(ours, clip, head, prompt), clip)
-    ours |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("clip.")}
-    model.filled(ours, path)
-    model.name = Path(path).stem
-    model.fingerprint = model.identity()
-    return model
+    return model.published(model.with_clip(ours), path)
 
 
 def official_config(state: State, clip: CLIP, head: Any, prompt: Any) -> ActionCLIPConfig:

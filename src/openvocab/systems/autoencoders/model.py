@@ -17,7 +17,7 @@ from openvocab.clip.dense import dense_pixels
 from openvocab.clip.engine import Picture, evaluating
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.saved import SystemModel
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.systems.autoencoders.dvae import DVAE, DVAEConfig
 from openvocab.systems.autoencoders.second import Second, SecondConfig
 from openvocab.systems.autoencoders.vae import VAE, VAEConfig
@@ -82,10 +82,6 @@ class Autoencoder(SystemModel):
         """Whether codes are a grid of numbers; those of a VAE are a vector."""
         return self.network.num_codes > 0
 
-    @property
-    def device(self) -> torch.device:
-        return self.steps.device  # type: ignore[return-value]
-
     def pixels_of(self, pictures: Picture | Sequence[Picture] | Tensor) -> Pixels:
         """Values from 0 to 1: whole pictures, their short sides the model's; for a VAE their central squares.
 
@@ -97,7 +93,7 @@ class Autoencoder(SystemModel):
         each = [pictures] if isinstance(pictures, (str, os.PathLike, Image.Image)) else list(pictures)
         if not each:
             raise ValueError("no pictures were given")
-        images = [picture if isinstance(picture, Image.Image) else decode(picture, exif=True) for picture in each]
+        images = [opened(picture, exif=True) for picture in each]
         if self.is_grid:
             pixels = [dense_pixels(to_rgb(image), self.preprocessing, self.network.stride) for image in images]
         else:

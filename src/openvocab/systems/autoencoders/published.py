@@ -274,10 +274,7 @@ def _opened(config: AutoencoderConfig, state: State, rules: list[Rule], where: P
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     model = Autoencoder(config)
-    model.filled({"steps": model.steps, **ours}, where)  # type: ignore[dict-item]
-    model.name = Path(where).stem
-    model.fingerprint = model.identity()
-    return model
+    return model.published({"steps": model.steps, **ours}, where)  # type: ignore[dict-item]
 
 
 def _tensor(state: State, name: str, where: Path | str) -> Any:

@@ -30,7 +30,7 @@ from openvocab.blocks.temporal import mean_pool
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.frames import clip_batches
-from openvocab.clip.learning import LOG_SCALE_MAX, reached
+from openvocab.clip.learning import hold_scale, reached
 from openvocab.clip.model import CLIP
 from openvocab.clip.objectives import contrastive_loss
 from openvocab.clip.videos import begin_looking
@@ -103,12 +103,6 @@ def example(model: CLIP4Clip, rows: int) -> Batch:
     return {"images": images, "shown": shown, "tokens": tokens, "image_ids": ids, "text_ids": ids}
 
 
-def constrain(model: CLIP4Clip) -> None:
-    """Clamps the temperature to [0, ln 100] after a step."""
-    with torch.no_grad():
-        model.clip.logit_scale.clamp_(0.0, LOG_SCALE_MAX)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CLIP4ClipData:
     """Clips, and what a step sees of them.
@@ -170,7 +164,7 @@ def prepare(
     look = begin_looking(model, clips, data.look)
     tokenize = partial(init.tokenizer, context_length=init.config.text.context_length)
     batches = clip_batches(look, clips, tokenize, data.clips, seed=recipe.fit.seed, folder=folder)
-    stage = recipe.stage(name="clip4clip", data=batches, loss=loss, embed=embed, constrain=constrain)
+    stage = recipe.stage(name="clip4clip", data=batches, loss=loss, embed=embed, constrain=hold_scale)
     return model, (replace(stage, groups=reached(model, recipe.groups)),)
 
 

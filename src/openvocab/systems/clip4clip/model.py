@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.temporal import Frames, SeqLSTM, SeqTransf, Shown, TightTransf, mean_pool
 from openvocab.blocks.text import TextTransformer
-from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.engine import embed_texts, evaluating
 from openvocab.clip.frames import Features, FrameFeatures, Videos
-from openvocab.clip.model import CLIP, CLIPConfig
-from openvocab.clip.preprocess import PreprocessConfig
+from openvocab.clip.model import CLIP
+from openvocab.clip.saved import CLIPSystemConfig
 from openvocab.clip.videos import VideoModel
 from openvocab.clip.vocabulary import Labels, Vocabulary, vocabulary
 from openvocab.clip.zeroshot import Classification, classify_embeds
@@ -27,7 +25,7 @@ _TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CLIP4ClipConfig:
+class CLIP4ClipConfig(CLIPSystemConfig):
     """A CLIP, how its frames are cut into patches, and what is made of them over time.
 
     `stem`: `2d` cuts each frame by itself, `3d` with the frames before and after it.
@@ -35,18 +33,12 @@ class CLIP4ClipConfig:
     `positions`: False leaves out what tells the places in time apart.
     """
 
-    clip: CLIPConfig
-    preprocess: PreprocessConfig | None = None
     stem: Literal["2d", "3d"] = "2d"
     head: Literal["meanP", "seqLSTM", "seqTransf", "tightTransf"] = "seqTransf"
     layers: int = 4
     heads: int = 8
     positions: bool = True
     sampling: Sampling = Sampling()
-
-    @property
-    def image(self) -> ViTConfig | ResNetConfig:
-        return self.clip.image
 
     def __post_init__(self) -> None:
         if not self.positions and self.head != "seqTransf":
@@ -145,11 +137,10 @@ class CLIP4Clip(VideoModel):
 
     def score_blocks(self, texts: Sequence[str], found: FrameFeatures) -> Iterator[Float[Tensor, "text clip"]]:
         """`scores` of these texts with these clips, some texts at a time."""
-        device = self.clip.logit_scale.device
-        embeds, shown = embed_texts(self.clip, texts, truncate=True, normalize=False), found.shown.to(device)
+        embeds, shown = embed_texts(self.clip, texts, truncate=True, normalize=False), found.shown.to(self.device)
         with evaluating(self):
-            frames = self.watch(found.features.to(device), shown)
-            for part in embeds.to(device).split(_TEXTS_AT_ONCE):
+            frames = self.watch(found.features.to(self.device), shown)
+            for part in embeds.to(self.device).split(_TEXTS_AT_ONCE):
                 yield self.scores(part, frames, shown).float().cpu()
 
     def embed_videos(self, videos: ClipSource | Sequence[str | Path]) -> Float[Tensor, "clip embed"]:
@@ -162,9 +153,8 @@ class CLIP4Clip(VideoModel):
             raise ValueError("a tight head looks at text and video together: use rank")
         found = self.whole(videos)
         with evaluating(self):
-            device = self.clip.logit_scale.device
-            frames = self.watch(found.features.to(device), found.shown.to(device))
-            return mean_pool(frames, found.shown.to(device)).float().cpu()
+            shown = found.shown.to(self.device)
+            return mean_pool(self.watch(found.features.to(self.device), shown), shown).float().cpu()
 
     def recognize(
         self, videos: str | Path | Sequence[str | Path], labels: Vocabulary | Labels, *, templates: Any = "generic"

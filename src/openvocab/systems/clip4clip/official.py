@@ -6,9 +6,8 @@ from typing import Any
 
 from openvocab.clip.layouts import Rule, State, lstm, openai_blocks, same, to_ours, to_theirs
 from openvocab.clip.model import CLIP
-from openvocab.clip.tokenizer import CLIPTokenizer
-from openvocab.clip.weights import build as build_clip
-from openvocab.clip.weights import fingerprint, infer_config, read_tensors, to_layout
+from openvocab.clip.published import clip_within
+from openvocab.clip.weights import read_tensors, to_layout
 from openvocab.systems.clip4clip.model import CLIP4Clip, CLIP4ClipConfig
 
 PEER_KEYS: dict[str, tuple[Rule, ...]] = {
@@ -50,18 +49,9 @@ def from_official(path: Path | str) -> CLIP4Clip:
         read = {name for rule in PEER_KEYS[head] for name in rule.theirs}
         rest = {name: tensor for name, tensor in rest.items() if name in read or not _UNREAD.fullmatch(name)}
     ours = to_ours(rest, (_TUBES, *PEER_KEYS[head]))
-    clip = build_clip(infer_config(words), words, where=path)
-    clip.name, clip.tokenizer = Path(path).stem, CLIPTokenizer(clip.config.text.context_length)
-    clip.fingerprint = fingerprint(clip)
+    clip = clip_within(words, path, Path(path).stem)
     model = CLIP4Clip(official_config(ours, clip, head), clip)
-    ours |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("clip.")}
-    try:
-        model.load_state_dict(ours)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not an official CLIP4Clip: {str(error).splitlines()[-1].strip()}") from None
-    model.name = Path(path).stem
-    model.fingerprint = model.identity()
-    return model.eval()
+    return model.published(model.with_clip(ours), path)
 
 
 def official_config(state: State, clip: CLIP, head: Any) -> CLIP4ClipConfig:

@@ -28,11 +28,10 @@ from torch import Tensor
 
 from openvocab.clip.architectures import architecture
 from openvocab.clip.dense import TINY_CLIP
-from openvocab.clip.learning import LOG_SCALE_MAX, annotated_batches, words
+from openvocab.clip.learning import annotated_batches, hold_scale, words
 from openvocab.clip.model import CLIP
-from openvocab.clip.tokenizer import CLIPTokenizer
-from openvocab.clip.weights import build as build_clip
-from openvocab.clip.weights import fingerprint, infer_config, read_tensors
+from openvocab.clip.published import clip_within
+from openvocab.clip.weights import read_tensors
 from openvocab.data.annotated import Annotated, AnnotatedConfig, open_annotated, open_source
 from openvocab.data.pairs import open_pairs
 from openvocab.shapes import Batch, Scalar
@@ -130,12 +129,6 @@ def example(model: CLIPEvent, rows: int) -> Batch:
     }
 
 
-def constrain(model: CLIPEvent) -> None:
-    """Clamps the temperature to [0, ln 100] after a step."""
-    with torch.no_grad():
-        model.clip.logit_scale.clamp_(0.0, LOG_SCALE_MAX)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CLIPEventData:
     """Pictures with captions, perhaps with boxes, and what is said of them."""
@@ -196,7 +189,7 @@ def prepare(
     clip.trained_on = {"source": pictures.source, "pairs": len(pictures), "words": words([*(known or ()), *made.texts])}
     model.trained_on = {"clip": clip.trained_on, "events": len(made.told), "types": dict(made.types.most_common())}
     batches = annotated_batches(pictures, made, data.pictures, seed=seed, folder=folder)
-    return model, (recipe.stage(name="clip_event", data=batches, loss=loss, embed=embed, constrain=constrain),)
+    return model, (recipe.stage(name="clip_event", data=batches, loss=loss, embed=embed, constrain=hold_scale),)
 
 
 def open_pictures(config: AnnotatedConfig, seed: int = 0) -> Annotated:
@@ -215,11 +208,8 @@ def load(path: Path | str, clip: CLIP | None = None) -> CLIPEvent:
     if not Path(path).is_file():
         return CLIPEvent.load(path)
     state = {name: tensor.float() for name, tensor in read_tensors(path).items()}
-    found = build_clip(infer_config(state), state, where=path)
-    found.tokenizer = CLIPTokenizer(found.config.text.context_length)
-    found.name, found.fingerprint = Path(path).stem, fingerprint(found)
-    model = build("paper", found)
-    model.name, model.fingerprint = found.name, model.identity()
+    model = build("paper", clip_within(state, path, Path(path).stem))
+    model.name, model.fingerprint = model.clip.name, model.identity()
     return model.eval()
 
 

@@ -11,18 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from openvocab.blocks.boxes import Boxes
-from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.text import TextConfig
 from openvocab.blocks.transport import cosine_cost, distance, ipot, sinkhorn
-from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.engine import embed_images, embed_texts
-from openvocab.clip.model import CLIPConfig
-from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.regions import Detection, crop_embeds, within
 from openvocab.clip.relevance import relevance, spots, whole
-from openvocab.clip.saved import CLIPSystemModel
+from openvocab.clip.saved import CLIPSystemConfig, CLIPSystemModel
 from openvocab.clip.vocabulary import vocabulary
-from openvocab.data.decode import decode
+from openvocab.data.decode import opened
 from openvocab.systems.clip_event.extraction import extract, spacy_model
 from openvocab.systems.clip_event.structure import (
     Event,
@@ -43,7 +39,7 @@ _FILLERS_EACH = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CLIPEventConfig:
+class CLIPEventConfig(CLIPSystemConfig):
     """A CLIP and its losses.
 
     `contrast`: a picture is told its description from those of the whole `batch`, or of its own `instance`.
@@ -51,16 +47,10 @@ class CLIPEventConfig:
     `ontology`: what the verb looks for unless told otherwise.
     """
 
-    clip: CLIPConfig
-    preprocess: PreprocessConfig | None = None
     contrast: Literal["batch", "instance"] = "batch"
     transport: float = 0.01
     plan: Literal["ipot", "sinkhorn"] = "ipot"
     ontology: str = "news"
-
-    @property
-    def image(self) -> ViTConfig | ResNetConfig:
-        return self.clip.image
 
 
 @dataclass(frozen=True)
@@ -140,7 +130,7 @@ class CLIPEvent(CLIPSystemModel):
             boxes: of objects, or what a detector found; without them the places that matter most to the words are.
             most: types that are filled and given.
         """
-        image = picture if isinstance(picture, Image.Image) else decode(picture)
+        image = opened(picture)
         ontology = ontology or read_ontology(self.config.ontology)
         told = extract(caption, ontology, spacy_model()) if caption else None
         found = boxes.boxes_xyxy_px if isinstance(boxes, Detection) else boxes

@@ -46,7 +46,7 @@ from openvocab.clip.drawing import (
     spread,
 )
 from openvocab.clip.model import CLIP
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.progress import note
 from openvocab.shapes import Batch
 from openvocab.system import System
@@ -150,7 +150,7 @@ class CLIPasso(nn.Module):
     def target(self, picture: Any, mask: Mask | None = None) -> Canvas:
         """What is drawn after: the picture on its canvas, paper where it is masked."""
         red, green, blue = (round(255 * share) for share in self.config.paper)
-        image = to_rgb(picture if isinstance(picture, Image.Image) else decode(picture), (red, green, blue))
+        image = to_rgb(opened(picture), (red, green, blue))
         if mask is not None:
             if mask.shape != (image.height, image.width):
                 raise ValueError(f"mask: {mask.shape[::-1]} pixels, the picture has {image.size} (width, height)")

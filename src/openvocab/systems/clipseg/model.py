@@ -21,7 +21,7 @@ from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.vocabulary import read_labels
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.data.phrases import highlighted
 from openvocab.shapes import Images, Tokens
 
@@ -185,10 +185,10 @@ class CLIPSeg(CLIPSystemModel):
         patterns = read_templates(templates)
         texts = [fill(pattern, prompt.label) for prompt in prompts for pattern in patterns]
         said = embed_texts(self.clip, texts, normalize=False).view(len(prompts), len(patterns), -1).mean(1)
-        said = said.to(self.clip.logit_scale.device)
+        said = said.to(self.device)
         for row, prompt in enumerate(prompts):
             if prompt.picture is not None:
-                picture = to_rgb(_opened(prompt.picture))
+                picture = to_rgb(opened(prompt.picture))
                 if prompt.mask is not None:
                     picture = highlighted(picture, prompt.mask, self.preprocessing.image_size)
                 shown = self.look(self.preprocess(picture)[None].to(said.device))[0]
@@ -214,7 +214,7 @@ class CLIPSeg(CLIPSystemModel):
         Raises:
             ValueError: no labels, an empty or repeated one, a text too long, or a mask not of its picture's size.
         """
-        image, prompts = _opened(picture), _prompts(labels)
+        image, prompts = opened(picture), _prompts(labels)
         limit = 0.5 if none_below is None else none_below
         names = tuple(prompt.label for prompt in prompts)
         with evaluating(self):
@@ -225,7 +225,7 @@ class CLIPSeg(CLIPSystemModel):
         self, picture: Any, labels: Any, *, templates: Any = "generic", short_side_px: int | None = None
     ) -> Float[Tensor, "label height width"]:
         """How well each prompt by itself fits each pixel; prompts may overlap. Arguments as in `segment`."""
-        image, prompts = _opened(picture), _prompts(labels)
+        image, prompts = opened(picture), _prompts(labels)
         size = (image.height, image.width)
         with evaluating(self):
             maps = self.maps(image, self.conditions(prompts, templates), short_side_px)
@@ -238,10 +238,6 @@ class CLIPSeg(CLIPSystemModel):
         seen = self.see(dense_pixels(to_rgb(image), self.preprocessing, stride, short_side_px).to(conditions.device))
         for part in conditions.split(max(1, _TOKENS // (seen.grid[0] * seen.grid[1]))):
             yield self.decoder(seen, part).float().cpu()
-
-
-def _opened(picture: Any) -> Image.Image:
-    return picture if isinstance(picture, Image.Image) else decode(picture)
 
 
 def _prompts(labels: Any) -> list[Prompt]:

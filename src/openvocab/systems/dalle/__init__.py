@@ -152,7 +152,7 @@ def evaluate(model: DALLE, data: InMemory) -> dict[str, float]:
     tokens, sums = rows_of(bodies, model.tokenizer, length), torch.zeros(2)
     with evaluating(model):
         for texts, pictures in zip(tokens.split(64), owners.split(64)):
-            found = model(texts.to(model.begin.device), codes[pictures].to(model.begin.device))
+            found = model(texts.to(model.device), codes[pictures].to(model.device))
             sums += torch.stack([found["text"].sum(), found["picture"].sum()]).cpu()
     counts = ((tokens[:, 1:] != PAD_ID).sum().item(), len(owners) * codes[0].numel())
     return {"text_nll": sums[0].item() / counts[0], "image_nll": sums[1].item() / counts[1]}

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor, nn
 
 from openvocab import systems
@@ -28,7 +27,7 @@ from openvocab.clip.folder import RECORD
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.saved import SystemModel
 from openvocab.clip.vocabulary import known_words, unseen_words
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.progress import track, warn
 from openvocab.shapes import Tokens
 
@@ -147,8 +146,7 @@ class DALLE(SystemModel):
         if not 0 < rows < config.rows:
             raise ValueError(f"rows is {rows}, of {config.rows} rows of codes: expected 1 to {config.rows - 1}")
         tokens = self._prompts(prompt, num)
-        image = picture if isinstance(picture, Image.Image) else decode(picture, exif=True)
-        codes = self._coder().encode(self.preprocess(to_rgb(image))[None])
+        codes = self._coder().encode(self.preprocess(to_rgb(opened(picture, exif=True)))[None])
         return self._made(tokens, codes[:, :rows].flatten(1).expand(num, -1), seed, num, choice)
 
     def draw_codes(
@@ -164,7 +162,7 @@ class DALLE(SystemModel):
     ) -> Int[Tensor, "text rows cols"]:
         """Grids of codes after texts, begun with those given: every code costs the same, early or late."""
         config, guided = self.config, cond_scale != 1.0
-        cells = torch.zeros(len(tokens), config.rows * config.cols, dtype=torch.int64, device=self.begin.device)
+        cells = torch.zeros(len(tokens), config.rows * config.cols, dtype=torch.int64, device=self.device)
         cells[:, : given.shape[1]] = given
         asked = torch.cat([tokens, without_words(tokens)]) if guided else tokens
         caches: dict[int, Attend] = {
@@ -245,11 +243,11 @@ class DALLE(SystemModel):
         return self.tokenizer(texts, length).repeat_interleave(num, 0)
 
     def _made(self, tokens: Tokens, given: Cells, seed: int, batch_size: int, choice: dict[str, Any]) -> Pictures:
-        coder, device = self._coder(), self.begin.device
-        generator, parts = torch.Generator(device).manual_seed(seed), []
+        coder = self._coder()
+        generator, parts = torch.Generator(self.device).manual_seed(seed), []
         with evaluating(self):
             for texts, begun in zip(tokens.split(batch_size), given.split(batch_size)):
-                codes = self.draw_codes(texts.to(device), begun.to(device), generator, **choice)
+                codes = self.draw_codes(texts.to(self.device), begun.to(self.device), generator, **choice)
                 parts.append(coder.decode(codes.cpu()))
         return Pictures(torch.cat(parts))
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from openvocab.blocks.bert import Bert, BertConfig, bert_block, mask_bias
@@ -24,8 +23,7 @@ from openvocab.clip.regions import Detection, Grounding
 from openvocab.clip.saved import SystemModel
 from openvocab.clip.tokenizer_files import PublishedTokenizer
 from openvocab.clip.vocabulary import Labels, read_labels
-from openvocab.data.decode import decode as open_picture
-from openvocab.data.decode import to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.data.nouns import noun_spans
 from openvocab.shapes import Images, Mask, Tokens
 from openvocab.systems.glip.prompts import (
@@ -264,7 +262,7 @@ class GLIP(SystemModel):
         self, picture: Any, prompts: Sequence[Prompt], above: float
     ) -> list[tuple[Float[Tensor, "_ 4"], Float[Tensor, "_ _"]]]:
         """For each prompt the candidates' boxes, in pixels of the picture, and how sure each is of each phrase."""
-        image = to_rgb(picture if isinstance(picture, Image.Image) else open_picture(picture))
+        image = to_rgb(opened(picture))
         config, stride = self.config, self.config.strides[len(self.config.image.widths) - 1]
         short = min(config.preprocess.image_size, config.longest_px * min(image.size) / max(image.size))
         pixels = dense_pixels(image, self.preprocessing, stride, max(1, round(short)))
@@ -273,12 +271,11 @@ class GLIP(SystemModel):
         enlarge = torch.tensor([image.width / width, image.height / height] * 2)
         answers = []
         with evaluating(self):
-            device = self.bias.device
-            maps = self.look(pixels.to(device))
+            maps = self.look(pixels.to(self.device))
             for row in range(len(prompts)):
                 length = int(encoded.mask[row].sum())
-                ids, mask = encoded.ids[row : row + 1, :length], encoded.mask[row : row + 1, :length]
-                boxes, chances = self._candidates(self.meet(maps, ids.to(device), mask.to(device)), encoded, row, above)
+                ids, mask = (each[row : row + 1, :length].to(self.device) for each in (encoded.ids, encoded.mask))
+                boxes, chances = self._candidates(self.meet(maps, ids, mask), encoded, row, above)
                 answers.append((clip_boxes(boxes, (height, width)).cpu() * enlarge, chances.cpu()))
         return answers
 

@@ -18,7 +18,7 @@ from openvocab.clip.saved import SystemModel
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.vocabulary import Vocabulary, read_labels
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.shapes import ImageEmbeds, Images, Scalar, TextEmbeds
 
 IMAGENET = PreprocessConfig(image_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -138,7 +138,7 @@ class GroupViT(SystemModel):
             raise ValueError(
                 f"the vocabulary was made by {words.model!r}, the model is {self.name!r}: make it with this"
             )
-        image = _picture(picture)
+        image = to_rgb(opened(picture))
         found, maps = self._maps(image, refine_rounds, short_side_px)
         texts, size = words.embeds.to(found.image_embeds), (image.height, image.width)
         if inference == "transformers":
@@ -157,7 +157,7 @@ class GroupViT(SystemModel):
         self, picture: Any, *, refine_rounds: int = 0, short_side_px: int | None = None
     ) -> Int[Tensor, "height width"]:
         """The segment of each pixel, by number, without any words."""
-        image = _picture(picture)
+        image = to_rgb(opened(picture))
         return _largest(self._maps(image, refine_rounds, short_side_px)[1], (image.height, image.width))
 
     @torch.no_grad()
@@ -180,7 +180,7 @@ class GroupViT(SystemModel):
             raise ValueError(f"model {self.name!r} has no tokenizer: set model.tokenizer, or load it with its files")
         names, patterns = read_labels(labels), read_templates(templates)
         prompts = [fill(pattern, name) for each in names for name in each for pattern in patterns]
-        tokens = self.tokenizer(prompts, self.config.text.context_length).to(self.logit_scale.device)
+        tokens = self.tokenizer(prompts, self.config.text.context_length).to(self.device)
         with evaluating(self):
             rows = torch.cat([self.encode_text(part, normalize=False) for part in tokens.split(_TEXTS_AT_ONCE)]).cpu()
         counts = [len(each) * len(patterns) for each in names]
@@ -193,13 +193,9 @@ class GroupViT(SystemModel):
     ) -> tuple[GroupViTOutput, Float[Tensor, "segment rows cols"]]:
         pixels = dense_pixels(image, self.preprocessing, self.config.image.patch_size, short_side_px)
         with evaluating(self):
-            found = self(pixels.to(self.logit_scale.device))
+            found = self(pixels.to(self.device))
         maps = found.features.maps[0].unflatten(1, found.features.grid).float().cpu()
         return found, _edged(maps, image, refine_rounds) if refine_rounds else maps
-
-
-def _picture(picture: Any) -> Image.Image:
-    return to_rgb(picture if isinstance(picture, Image.Image) else decode(picture))
 
 
 def _largest(maps: Float[Tensor, "segment rows cols"], size: tuple[int, int]) -> Int[Tensor, "height width"]:

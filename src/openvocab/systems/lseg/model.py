@@ -6,7 +6,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from openvocab.blocks.dpt import DPT
@@ -17,7 +16,7 @@ from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.vocabulary import Vocabulary, check_model, vocabulary
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.shapes import Images
 
 SCALE = 1 / 0.07
@@ -140,7 +139,7 @@ class LSeg(CLIPSystemModel):
     def name_others(self) -> None:
         """Reads the word that stands for what no label names, in models that have it as a word."""
         if self.config.others == "word":
-            self.others = self.texts([OTHERS])[1][0].to(self.head.weight.device)
+            self.others = self.texts([OTHERS])[1][0].to(self.device)
 
     def segment(
         self,
@@ -162,17 +161,16 @@ class LSeg(CLIPSystemModel):
         Raises:
             ValueError: no labels, or a vocabulary of another model.
         """
-        image = picture if isinstance(picture, Image.Image) else decode(picture)
+        image = opened(picture)
         names, embeds = self.texts(labels)
         pixels = dense_pixels(to_rgb(image), self.preprocessing, self.config.image.patch_size, short_side_px)
-        device = self.head.weight.device
         with evaluating(self):
-            texts = embeds[None].to(device)
+            texts = embeds[None].to(self.device)
             if isinstance(others, str):
-                texts = torch.cat([self.texts([others])[1][None].to(device), texts], dim=1)
+                texts = torch.cat([self.texts([others])[1][None].to(self.device), texts], dim=1)
             elif others:
                 texts = self.with_others(texts)
-            maps = self(pixels.to(device), texts)[0].float().cpu()
+            maps = self(pixels.to(self.device), texts)[0].float().cpu()
         extra = len(maps) - len(names)
         found = segmented(maps, (OTHERS,) * extra + names, (image.height, image.width), none_below=none_below)
         return Segmentation(names, (found.classes - extra).clamp(min=NONE), found.scores[extra:])

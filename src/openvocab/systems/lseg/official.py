@@ -10,10 +10,9 @@ from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.layouts import Rule, State, same, timm_vit, to_ours, to_theirs
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig
-from openvocab.clip.tokenizer import CLIPTokenizer
+from openvocab.clip.published import clip_within
 from openvocab.clip.torchscript import read_stripped
-from openvocab.clip.weights import build as build_clip
-from openvocab.clip.weights import clean, fingerprint, infer_config, to_layout
+from openvocab.clip.weights import clean, to_layout
 from openvocab.systems.lseg.model import LSeg, LSegConfig
 
 VIT_L = ViTConfig(
@@ -102,16 +101,11 @@ def from_official(path: Path | str) -> LSeg:
     if "pretrained.model.patch_embed.proj.weight" not in state:
         raise ValueError(f"{path}: not an official LSeg with a ViT: no pretrained.model.patch_embed.proj.weight in it")
     words = {name.removeprefix(_WORDS): tensor for name, tensor in state.items() if name.startswith(_WORDS)}
-    clip = build_clip(infer_config(words), words, where=path)
-    clip.name, clip.tokenizer = f"text of {Path(path).name}", CLIPTokenizer(clip.config.text.context_length)
-    clip.fingerprint = fingerprint(clip)
+    clip = clip_within(words, path, f"text of {Path(path).name}")
     rest = {name: t.float() for name, t in state.items() if name not in words and not name.startswith(_WORDS)}
     ours = to_ours({name: tensor for name, tensor in rest.items() if not _UNREAD.fullmatch(name)}, PEER_KEYS)
     model = LSeg(official_config(ours, clip, found.get("hyper_parameters") or {}, path), clip)
-    ours |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("clip.")}
-    model.filled(ours, path).name = Path(path).stem
-    model.fingerprint = model.identity()
-    return model
+    return model.published(model.with_clip(ours), path)
 
 
 def official_config(state: State, clip: CLIP, told: Mapping[str, Any], where: Path | str) -> LSegConfig:

@@ -11,12 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openvocab.blocks.projection import Cameras, Points, project
-from openvocab.blocks.resnet import ResNetConfig
-from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.engine import evaluating
-from openvocab.clip.model import CLIP, CLIPConfig
-from openvocab.clip.preprocess import PreprocessConfig
-from openvocab.clip.saved import CLIPSystemModel
+from openvocab.clip.model import CLIP
+from openvocab.clip.saved import CLIPSystemConfig, CLIPSystemModel
 from openvocab.clip.vocabulary import Labels, Vocabulary, vocabulary
 from openvocab.clip.zeroshot import Classification, classify_embeds
 from openvocab.data.points import as_cloud, read_points
@@ -29,25 +26,19 @@ _IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PointCLIPConfig:
+class PointCLIPConfig(CLIPSystemConfig):
     """A CLIP, the cameras, and whether views speak to each other.
 
     `normalised`: maps go through CLIP's mean and deviation; the published ones go in as they are.
     `num_points`: of a cloud. `ratio`: how much of an adapted view is the adapter's; `dropout` is within it.
     """
 
-    clip: CLIPConfig
-    preprocess: PreprocessConfig | None = None
     cameras: Cameras = Cameras()
     normalised: bool = False
     num_points: int = 1024
     adapter: bool = True
     ratio: float = 0.6
     dropout: float = 0.075
-
-    @property
-    def image(self) -> ViTConfig | ResNetConfig:
-        return self.clip.image
 
 
 class InterViewAdapter(nn.Module):
@@ -103,11 +94,10 @@ class PointCLIP(CLIPSystemModel):
 
     def look(self, points: Points) -> Views:
         """Every view in the shared space as the image tower projects it, some clouds at a time."""
-        device, at_once = self.weights.device, max(1, _IMAGES_AT_ONCE // len(self.weights))
         found = []
         with evaluating(self.clip):
-            for part in points.split(at_once):
-                images = self.pictures(part.to(device))
+            for part in points.split(max(1, _IMAGES_AT_ONCE // len(self.weights))):
+                images = self.pictures(part.to(self.device))
                 embeds = self.clip.encode_image(images.flatten(0, 1), normalize=False)
                 found.append(embeds.float().unflatten(0, images.shape[:2]))
         return torch.cat(found)

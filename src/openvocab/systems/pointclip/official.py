@@ -24,12 +24,8 @@ def from_official(path: Path | str, clip: CLIP, config: PointCLIPConfig) -> Poin
         ValueError: not an adapter, or of another CLIP's width or another number of views.
     """
     model = PointCLIP(config, clip)
-    rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("adapter.")}
     found = {name: tensor.float() for name, tensor in to_ours(read_tensors(path), PEER_KEYS).items()}
-    model.filled(rest | found, path)
-    model.name = Path(path).stem
-    model.fingerprint = model.identity()
-    return model
+    return model.published(model.with_clip({"weights": model.weights, **found}), path)
 
 
 def to_official(model: PointCLIP) -> State:

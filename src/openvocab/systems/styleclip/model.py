@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor, nn
 
 from openvocab.blocks.autoencoder import gaussian_kl
@@ -20,7 +19,7 @@ from openvocab.clip.drawing import PLAIN, frozen, optimise
 from openvocab.clip.engine import Picture, evaluating
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.saved import SystemModel
-from openvocab.data.decode import decode, to_rgb
+from openvocab.data.decode import opened, to_rgb
 from openvocab.shapes import Images
 from openvocab.train.config import GroupConfig
 from openvocab.train.step import Losses
@@ -74,10 +73,6 @@ class StyleModel(SystemModel):
             self.encoder = nn.Sequential(*layers, nn.Flatten(), moments)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @property
-    def device(self) -> torch.device:
-        return self.generator.constant.device
-
     def moments(self, pixels_01: Images) -> tuple[Latents, Latents]:
         """Mean and log variance of z."""
         assert self.encoder is not None
@@ -104,8 +99,7 @@ class StyleModel(SystemModel):
         if isinstance(pictures, Tensor):
             return pictures
         each = [pictures] if not isinstance(pictures, Sequence) or isinstance(pictures, str) else pictures
-        images = [each if isinstance(each, Image.Image) else decode(each, exif=True) for each in each]
-        return torch.stack([self.preprocess(to_rgb(image)) for image in images])
+        return torch.stack([self.preprocess(to_rgb(opened(picture, exif=True))) for picture in each])
 
     def invert(self, pictures: Picture | Sequence[Picture] | Images, *, steps: int | None = None) -> Layered:
         """Where pictures lie in W+: what the encoder says, or the mean of W, moved for so many steps.

@@ -92,12 +92,9 @@ def of_layout(state: State, layout: str, where: Path | str = "these weights") ->
     state.setdefault("mapping.w_avg" if nvlabs else "latent_avg", torch.zeros(latent))
     model = StyleCLIP(StyleCLIPConfig(generator=config))
     try:
-        model.filled(to_ours(state, rules(config, layout)), where)
+        return model.published(to_ours(state, rules(config, layout)), where)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    model.name = Path(where).stem
-    model.fingerprint = model.identity()
-    return model
 
 
 def to_published(model: StyleCLIP, layout: str) -> State:

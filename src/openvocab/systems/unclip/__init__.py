@@ -97,10 +97,7 @@ upsamplers' time, whether they learn their range."""
 
 def build(config: UnCLIPConfig | str, clip: CLIP | None = None) -> UnCLIP:
     """Around `clip`; without one around one of random weights."""
-    config = SIZES[config] if isinstance(config, str) else config
-    if clip is not None:
-        config = replace(config, clip=clip.full_config, preprocess=clip.preprocessing)
-    return UnCLIP(config, clip)
+    return UnCLIP.around(SIZES[config] if isinstance(config, str) else config, clip)
 
 
 def prior_loss(model: UnCLIP, batch: Batch) -> Losses:

@@ -11,15 +11,13 @@ from torch import Tensor, nn
 
 from openvocab.blocks.decoder import spoken
 from openvocab.blocks.diffusion import DDIM, DDPM, Diffusion, DiffusionConfig, Noisy, denoise, guided
-from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.text import TextConfig
 from openvocab.blocks.unet import Context, Maps, Said, Time, UNet, UNetConfig
-from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.created import Pictures
 from openvocab.clip.engine import Picture, evaluating, read_pixels
-from openvocab.clip.model import CLIP, CLIPConfig
+from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig, normalize
-from openvocab.clip.saved import CLIPSystemModel
+from openvocab.clip.saved import CLIPSystemConfig, CLIPSystemModel
 from openvocab.clip.vocabulary import known_words, unseen_words
 from openvocab.progress import warn
 from openvocab.shapes import Embeds, Scalar, Tokens
@@ -69,23 +67,17 @@ class UpsamplerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UnCLIPConfig:
+class UnCLIPConfig(CLIPSystemConfig):
     """`unit`: embeddings of pictures and texts are unit vectors; False is as the towers give them (Karlo).
 
     `drop_text`: so often the prior learns without a caption.
     """
 
-    clip: CLIPConfig
     prior: DiffusionPriorConfig | ARPriorConfig
     decoder: DecoderConfig
     upsamplers: tuple[UpsamplerConfig, ...] = ()
-    preprocess: PreprocessConfig | None = None
     unit: bool = True
     drop_text: float = 0.1
-
-    @property
-    def image(self) -> ViTConfig | ResNetConfig:
-        return self.clip.image
 
     def __post_init__(self) -> None:
         if not isinstance(self.clip.text, TextConfig):
@@ -375,10 +367,6 @@ class UnCLIP(CLIPSystemModel):
     def noise(self, rows: int, generator: torch.Generator) -> Pixels:
         size_px = self.config.decoder.size_px
         return torch.randn(rows, 3, size_px, size_px, generator=generator).to(self.device)
-
-    @property
-    def device(self) -> torch.device:
-        return self.clip.logit_scale.device
 
     def _again(
         self, image: Embeds, noise: Pixels, steps: int, seed: int = 0, *, eta: float = 0.0, guidance: float = 1.0

@@ -139,7 +139,7 @@ def load(path: Path | str, clip: CLIP | None = None) -> UnCLIP:
     with torch.random.fork_rng(devices=[]):
         model = UnCLIP(config, clip)
     scaler = _under("decoder.scaler.", model.decoder.scaler.state_dict())
-    filled = model.filled(_under("clip.", clip.state_dict()) | scaler | state, path)
+    filled = model.filled(model.with_clip(scaler | state), path)
     filled.name, filled.fingerprint = path.name, filled.identity()
     return filled
 

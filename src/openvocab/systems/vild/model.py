@@ -31,8 +31,7 @@ from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
 from openvocab.clip.vocabulary import Labels, Vocabulary, check_model, read_labels, vocabulary
-from openvocab.data.decode import decode as open_picture
-from openvocab.data.decode import to_rgb
+from openvocab.data.decode import opened, to_rgb
 
 Method = Literal["text", "image", "vild", "ensemble", "closed"]
 Vectors = Float[Tensor, "box embed"]
@@ -141,7 +140,7 @@ class ViLD(CLIPSystemModel):
 
     def propose(self, picture: Any) -> Proposals:
         """Regions of a picture that may hold an object, in its own pixels."""
-        image = picture if isinstance(picture, Image.Image) else open_picture(picture)
+        image = opened(picture)
         with evaluating(self):
             _, found, shrink = self._look(image)
         return Proposals(found.boxes * shrink, found.objectness)
@@ -155,7 +154,7 @@ class ViLD(CLIPSystemModel):
             ValueError: see `words`.
         """
         words, config = self.words(labels, templates), self.config
-        image = picture if isinstance(picture, Image.Image) else open_picture(picture)
+        image = opened(picture)
         with evaluating(self):
             maps, found, shrink = self._look(image)
             seen = self.see(maps, found.boxes, found.boxes.new_zeros(len(found.boxes), dtype=torch.int64))
@@ -173,7 +172,7 @@ class ViLD(CLIPSystemModel):
     ) -> Detection:
         """Regions that anyone found (xyxy in pixels), each with the label that fits it best."""
         words = self.words(labels, templates)
-        image = picture if isinstance(picture, Image.Image) else open_picture(picture)
+        image = opened(picture)
         with evaluating(self):
             maps, _, shrink = self._look(image)
             seen = self.see(
@@ -188,7 +187,7 @@ class ViLD(CLIPSystemModel):
         side = self.preprocessing.image_size
         short = max(1, round(side * min(picture.size) / max(picture.size)))
         pixels = dense_pixels(to_rgb(picture), self.preprocessing, self.config.detector.trunk.stride, short)
-        maps = self.pyramid(pixels.to(self.deltas.weight.device))
+        maps = self.pyramid(pixels.to(self.device))
         height, width = pixels.shape[2:]
         found = self.proposals.propose(self.proposals(maps), (height, width))[0]
         shrink = found.boxes.new_tensor([picture.width / width, picture.height / height] * 2)
