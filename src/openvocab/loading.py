@@ -20,12 +20,12 @@ from openvocab.clip.open_clip_config import from_open_clip_config, to_open_clip_
 from openvocab.clip.preprocess import to_hf
 from openvocab.clip.published import CLIP_VOCABULARY_SIZE, clip_defaults, tokenizer_of, weight_file
 from openvocab.clip.stretch import stretch_context
-from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
+from openvocab.clip.tokenizer import CLIPTokenizer
 from openvocab.clip.towers import DEPLOYED, EXPORT_RECORD
 from openvocab.clip.weights import (
     build,
-    fingerprint,
     fitting_architectures,
+    identified,
     infer_config,
     read_tensors,
     read_weights,
@@ -195,7 +195,7 @@ def _open(path: Path, verify: bool, architecture: str | None) -> CLIP:
             clip_defaults(path, config.text, _HF_STEPS)
     weights = weight_file(path)
     clip = build(config, read_tensors(weights), where=weights)
-    return _finish(clip, path.name, tokenizer_of(path, config.text))
+    return identified(clip, path.name, tokenizer_of(path, config.text))
 
 
 def _open_file(path: Path, architecture: str | None) -> CLIP:
@@ -216,11 +216,12 @@ def _open_file(path: Path, architecture: str | None) -> CLIP:
     else:
         config, name = architectures.architecture(architecture), f"{architecture} {path.name}"
     clip = build(config, state, where=path)
-    if published:
-        clip.trained_on = {"data": "WebImageText, 400 million pairs (OpenAI)"}
     if config.text.vocabulary_size == CLIP_VOCABULARY_SIZE:  # what lies beside a lone file need not belong to it
-        return _finish(clip, name, CLIPTokenizer(config.text.context_length))
-    return _finish(clip, name, tokenizer_of(path.parent, config.text))
+        tokenizer = CLIPTokenizer(config.text.context_length)
+    else:
+        tokenizer = tokenizer_of(path.parent, config.text)
+    origin = {"data": "WebImageText, 400 million pairs (OpenAI)"} if published else None
+    return identified(clip, name, tokenizer, origin)
 
 
 def _published_name(path: Path) -> str | None:
@@ -236,12 +237,6 @@ def _fitting(path: Path, state: State) -> str:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return f"the shapes fit {' or '.join(names)}" if names else "though the shapes fit none of the published ones"
-
-
-def _finish(clip: CLIP, name: str, tokenizer: Tokenizer) -> CLIP:
-    clip.name, clip.tokenizer = name, tokenizer
-    clip.fingerprint = fingerprint(clip)
-    return clip
 
 
 def _fetch(source: str) -> Path:

@@ -26,7 +26,7 @@ from openvocab.clip.folder import new_folder
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig, normalize, preprocess_bytes, to_pixels
 from openvocab.clip.templates import fill, templates
-from openvocab.clip.tokenizer_files import load_tokenizer
+from openvocab.clip.tokenizer_files import own_tokenizer
 from openvocab.clip.towers import DEPLOYED, EXPORT_RECORD, Calibration, quiet_exporters
 from openvocab.config import from_dict, to_dict
 from openvocab.data.collection import Collection, Source, open_collection
@@ -324,6 +324,5 @@ def _shell(record: dict[str, Any], folder: Path) -> CLIP:
     if record["logit_bias"] is not None:
         clip.logit_bias = nn.Parameter(torch.tensor(record["logit_bias"]))
     clip.name, clip.fingerprint, clip.trained_on = record["name"], record["fingerprint"], record["trained_on"]
-    if (folder / "tokenizer_config.json").exists():
-        clip.tokenizer = load_tokenizer(folder, config.text.context_length)
+    clip.tokenizer = own_tokenizer(folder, config.text.context_length)
     return clip.eval()

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from openvocab import storage
 from openvocab.clip import golden
 from openvocab.clip.model import CLIP, CLIPConfig
-from openvocab.clip.tokenizer_files import load_tokenizer
-from openvocab.clip.weights import build, fingerprint, read_tensors
+from openvocab.clip.tokenizer_files import own_tokenizer
+from openvocab.clip.weights import build, identified, read_tensors
 from openvocab.config import from_dict, to_dict
 
 RECORD, WEIGHTS = "openvocab.json", "model.safetensors"
@@ -28,9 +28,8 @@ def save(clip: CLIP, folder: Path | str) -> None:
 
     The golden embeddings are taken in float32 and eval mode; the model itself is left alone.
     """
-    twin = build(clip.full_config, clip.state_dict())
-    twin.name, twin.trained_on, twin.tokenizer = clip.name, clip.trained_on, clip.tokenizer
-    clip.fingerprint = fingerprint(twin)
+    twin = identified(build(clip.full_config, clip.state_dict()), clip.name, clip.tokenizer, clip.trained_on)
+    clip.fingerprint = twin.fingerprint
     record = {
         "format": FORMAT,
         "system": "clip",
@@ -58,10 +57,7 @@ def read(folder: Path | str, verify: bool = True) -> CLIP:
     record = read_record(folder)
     config = from_dict(CLIPConfig, record["config"], where=str(folder / RECORD))
     clip = build(config, read_tensors(folder / WEIGHTS), where=folder / WEIGHTS)
-    clip.name, clip.trained_on = record["name"], record["trained_on"]
-    if (folder / "tokenizer_config.json").exists():
-        clip.tokenizer = load_tokenizer(folder, config.text.context_length)
-    clip.fingerprint = fingerprint(clip)
+    identified(clip, record["name"], own_tokenizer(folder, config.text.context_length), record["trained_on"])
     if verify and (folder / _GOLDEN).exists():
         try:
             golden.verify(clip, storage.read_json(folder / _GOLDEN))

@@ -8,7 +8,7 @@ from openvocab.clip.layouts import State
 from openvocab.clip.model import CLIP
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.tokenizer_files import load_tokenizer
-from openvocab.clip.weights import build, fingerprint, infer_config
+from openvocab.clip.weights import build, identified, infer_config
 from openvocab.progress import warn
 
 CLIP_VOCABULARY_SIZE = 49408
@@ -59,9 +59,7 @@ def tokenizer_of(path: Path, text: TextConfig | CBOWConfig) -> Tokenizer:
 def clip_within(state: State, where: Path | str, name: str) -> CLIP:
     """The CLIP of a checkpoint that holds one beside other weights, under OpenAI's names; it reads CLIP's words."""
     clip = build(infer_config(state), state, where=where)
-    clip.name, clip.tokenizer = name, CLIPTokenizer(clip.config.text.context_length)
-    clip.fingerprint = fingerprint(clip)
-    return clip
+    return identified(clip, name, CLIPTokenizer(clip.config.text.context_length))
 
 
 def clip_defaults(path: Path, text: TextConfig | CBOWConfig, missing: str) -> None:

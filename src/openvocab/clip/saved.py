@@ -25,8 +25,8 @@ from openvocab.clip.layouts import State
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.preprocess import PreprocessConfig, preprocess
 from openvocab.clip.tokenizer import Tokenizer
-from openvocab.clip.tokenizer_files import load_tokenizer
-from openvocab.clip.weights import digests, fingerprint, read_tensors
+from openvocab.clip.tokenizer_files import own_tokenizer
+from openvocab.clip.weights import digests, fingerprint, identified, read_tensors
 from openvocab.config import from_dict, to_dict
 
 M = TypeVar("M", bound="SystemModel")
@@ -87,11 +87,8 @@ class SystemModel(nn.Module):
             raise ValueError(f"{folder}: holds a model of {record['system']}, expected {cls.system}")
         config = from_dict(cls.config_type, record["config"], where=str(folder / RECORD))
         model = cls.of(config, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
-        model.name, model.trained_on = record["name"], record["trained_on"]
-        if (folder / "tokenizer_config.json").exists():
-            model.tokenizer = load_tokenizer(folder, None)
-        model.fingerprint = model.identity()
-        return model
+        model.trained_on, model.tokenizer = record["trained_on"], own_tokenizer(folder) or model.tokenizer
+        return model.named(record["name"])
 
     @classmethod
     def of(cls: type[M], config: Any, state: State, where: Path | str = "these weights") -> M:
@@ -111,8 +108,11 @@ class SystemModel(nn.Module):
 
     def published(self: M, state: State, where: Path | str) -> M:
         """`filled` with published weights, and named after their file."""
-        self.filled(state, where).name = Path(where).stem
-        self.fingerprint = self.identity()
+        return self.filled(state, where).named(Path(where).stem)
+
+    def named(self: M, name: str) -> M:
+        """This model under a name, and with the fingerprint of what it holds now."""
+        self.name, self.fingerprint = name, self.identity()
         return self
 
     def identity(self) -> str:
@@ -156,7 +156,7 @@ class CLIPSystemModel(SystemModel):
 
     def with_clip(self, state: State) -> State:
         """`state` of all but the CLIP, and the CLIP's tensors as they are."""
-        return {f"clip.{name}": tensor for name, tensor in self.clip.state_dict().items()} | state
+        return self.clip.state_dict(prefix="clip.") | state
 
     def save(self, folder: Path | str) -> None:
         """As `SystemModel.save`; the CLIP, which training has changed, gets the identity of its weights."""
@@ -167,7 +167,5 @@ class CLIPSystemModel(SystemModel):
     def load(cls: type[M], folder: Path | str) -> M:
         """As `SystemModel.load`; the CLIP gets its tokenizer and its identity back."""
         model: Any = super().load(folder)  # type: ignore[misc]
-        clip = model.clip
-        clip.tokenizer, clip.name, clip.trained_on = model.tokenizer, model.name, (model.trained_on or {}).get("clip")
-        clip.fingerprint = fingerprint(clip)
+        identified(model.clip, model.name, model.tokenizer, (model.trained_on or {}).get("clip"))
         return model

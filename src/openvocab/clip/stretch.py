@@ -13,7 +13,7 @@ from dataclasses import replace
 from openvocab.blocks.posemb import stretch_positions
 from openvocab.blocks.text import TextConfig
 from openvocab.clip.model import CLIP
-from openvocab.clip.weights import build, fingerprint
+from openvocab.clip.weights import build, identified
 
 KEEP = 20
 
@@ -41,6 +41,4 @@ def stretch_context(clip: CLIP, context_length: int = 248, *, keep: int = KEEP) 
     state = {name: tensor.detach().cpu().clone() for name, tensor in clip.state_dict().items()}
     state["text.positions"] = stretch_positions(state["text.positions"].float(), factor, keep)
     longer = build(replace(clip.full_config, text=replace(text, context_length=context_length)), state)
-    longer.name, longer.trained_on, longer.tokenizer = clip.name, clip.trained_on, clip.tokenizer
-    longer.fingerprint = fingerprint(longer)
-    return longer
+    return identified(longer, clip.name, clip.tokenizer, clip.trained_on)

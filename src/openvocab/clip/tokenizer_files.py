@@ -150,6 +150,11 @@ def load_tokenizer(folder: Path | str, context_length: int | None = None) -> Tok
     return _published(file, content, settings | {"model_max_length": length}, open_clip)
 
 
+def own_tokenizer(folder: Path, context_length: int | None = None) -> Tokenizer | None:
+    """The tokenizer that a model saved here lies with; None where it has none."""
+    return load_tokenizer(folder, context_length) if (folder / "tokenizer_config.json").exists() else None
+
+
 def wordpiece(vocabulary: Path | str, context_length: int) -> PublishedTokenizer:
     """BERT's lower-casing tokenizer, of its `vocab.txt`."""
     return _bert(_text(Path(vocabulary)).splitlines(), context_length)

@@ -21,6 +21,7 @@ from openvocab.clip.hf_config import to_hf_config
 from openvocab.clip.layouts import LAYOUTS, State, detect, to_ours, to_theirs
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.open_clip_config import to_open_clip_config
+from openvocab.clip.tokenizer import Tokenizer
 from openvocab.clip.torchscript import is_torchscript, read_pickle, read_torchscript
 from openvocab.config import to_dict
 
@@ -127,6 +128,13 @@ def _fill(clip: CLIP, state: State) -> State:
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, torch.zeros((), dtype=torch.int64))
     return state
+
+
+def identified(clip: CLIP, name: str, tokenizer: Tokenizer | None, trained_on: dict[str, Any] | None = None) -> CLIP:
+    """The model with what it carries besides its weights, and the fingerprint that belongs to all of it."""
+    clip.name, clip.tokenizer, clip.trained_on = name, tokenizer, trained_on
+    clip.fingerprint = fingerprint(clip)
+    return clip
 
 
 def infer_config(state: State) -> CLIPConfig:

@@ -209,8 +209,7 @@ def load(path: Path | str, clip: CLIP | None = None) -> CLIPEvent:
         return CLIPEvent.load(path)
     state = {name: tensor.float() for name, tensor in read_tensors(path).items()}
     model = build("paper", clip_within(state, path, Path(path).stem))
-    model.name, model.fingerprint = model.clip.name, model.identity()
-    return model.eval()
+    return model.named(model.clip.name).eval()
 
 
 SYSTEM = System(

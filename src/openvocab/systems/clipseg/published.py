@@ -99,9 +99,7 @@ def _renamed(state: State, layout: str, where: Path) -> State:
 
 
 def _finished(model: CLIPSeg, state: State, where: Path) -> CLIPSeg:
-    model.filled(state, where).name = where.stem if where.suffix == ".pth" else where.parent.name
-    model.fingerprint = model.identity()
-    return model
+    return model.filled(state, where).named(where.stem if where.suffix == ".pth" else where.parent.name)
 
 
 _HF_DECODER = {

@@ -59,9 +59,7 @@ def from_official(path: Path | str, vocabulary: Path | str | None = None) -> GLI
         if model.tokenizer.vocabulary_size != config.text.vocabulary_size:
             known = config.text.vocabulary_size
             raise ValueError(f"{words}: {model.tokenizer.vocabulary_size} words, {path.name} knows {known}")
-    model.name = path.stem
-    model.fingerprint = model.identity()
-    return model
+    return model.named(path.stem)
 
 
 def to_official(model: GLIP) -> State:

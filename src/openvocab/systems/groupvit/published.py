@@ -140,9 +140,7 @@ def load(source: Path | str, clip: None = None) -> GroupViT:
     ours.setdefault("label_scale", ours["logit_scale"].clone())  # transformers drops it
     model = GroupViT.of(config, ours, path)
     model.tokenizer = tokenizer_of(path, config.text) if path.is_dir() else CLIPTokenizer(config.text.context_length)
-    model.name = path.name
-    model.fingerprint = model.identity()
-    return model
+    return model.named(path.name)
 
 
 def _renamed(name: str) -> str:

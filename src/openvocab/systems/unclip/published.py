@@ -18,7 +18,7 @@ from openvocab.clip.layouts import Rule, State, lead, same, split, to_ours
 from openvocab.clip.model import CLIP
 from openvocab.clip.published import tokenizer_of
 from openvocab.clip.weights import build as build_clip
-from openvocab.clip.weights import fingerprint, read_tensors
+from openvocab.clip.weights import identified, read_tensors
 from openvocab.systems.unclip.model import DecoderConfig, UnCLIP, UnCLIPConfig, UpsamplerConfig
 from openvocab.systems.unclip.prior import DiffusionPriorConfig
 
@@ -139,9 +139,7 @@ def load(path: Path | str, clip: CLIP | None = None) -> UnCLIP:
     with torch.random.fork_rng(devices=[]):
         model = UnCLIP(config, clip)
     scaler = _under("decoder.scaler.", model.decoder.scaler.state_dict())
-    filled = model.filled(model.with_clip(scaler | state), path)
-    filled.name, filled.fingerprint = path.name, filled.identity()
-    return filled
+    return model.filled(model.with_clip(scaler | state), path).named(path.name)
 
 
 def unet_config(theirs: Mapping[str, Any]) -> UNetConfig:
@@ -198,9 +196,7 @@ def _clip(path: Path) -> CLIP:
     dim = text["projection_dim"]
     config = from_hf_config({"model_type": "clip", "text_config": text, "vision_config": image, "projection_dim": dim})
     clip = build_clip(config, words | pixels | {"logit_scale": torch.tensor(4.6052)}, path)
-    clip.name, clip.tokenizer = path.name, tokenizer_of(path / "tokenizer", config.text)
-    clip.fingerprint = fingerprint(clip)
-    return clip
+    return identified(clip, path.name, tokenizer_of(path / "tokenizer", config.text))
 
 
 def _under(prefix: str, state: State) -> State:
