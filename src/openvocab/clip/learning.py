@@ -16,16 +16,17 @@ from openvocab.clip.caption_bpe import train_tokenizer
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer
 from openvocab.clip.vocabulary import words_of
-from openvocab.data.annotated import Annotated, AnnotatedBatches, AnnotatedConfig, MakeSample
+from openvocab.data.annotated import Annotated, AnnotatedConfig, Made, MakeSample
 from openvocab.data.augment import CropConfig, RandomCrop, StrongAugment, StrongConfig, Transform
-from openvocab.data.batches import Batches
+from openvocab.data.batches import Batches, Fetch
 from openvocab.data.depths import ROOMS, open_room_crops
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory, in_memory
+from openvocab.data.order import Order
 from openvocab.data.pairs import open_pairs
-from openvocab.data.pictures import picture_batches
+from openvocab.data.pictures import Shown
 from openvocab.data.radiographs import open_radiographs
-from openvocab.data.scenes import TEST_SEED, HardNegatives, open_scenes, stream_of
+from openvocab.data.scenes import TEST_SEED, HardNegatives, drawn_anew, open_scenes
 from openvocab.data.shapes import is_shapes, open_shapes
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.shapes import Tokens
@@ -120,33 +121,22 @@ def open_test(pairs: PairsConfig) -> Pairs:
     """
     if pairs.source == "radiographs":
         return open_radiographs(1000, seed=TEST_SEED)
-    if pairs.source.split(":")[0] != "scenes" or Path(pairs.source).exists():
-        return open_pairs(pairs)
-    count, stream = stream_of(pairs.source)
-    return open_scenes(count, seed=TEST_SEED + stream, split="held_out")
+    if drawn := drawn_anew(pairs.source, "scenes"):
+        return open_scenes(drawn[0], seed=drawn[1], split="held_out")
+    return open_pairs(pairs)
 
 
 def open_quiet(source: str) -> Pairs:
     """Pictures to measure on; `scenes`, `scenes:COUNT` and `scenes:COUNT:STREAM` are of the quiet world."""
-    if source.split(":")[0] != "scenes":
-        return open_test(PairsConfig(source=source))
-    count, stream = stream_of(source)
-    return open_scenes(count, world=quiet_world(), seed=TEST_SEED + stream, split="all", holdout=None)
+    if drawn := drawn_anew(source, "scenes"):
+        return open_scenes(drawn[0], world=quiet_world(), seed=drawn[1], split="all", holdout=None)
+    return open_test(PairsConfig(source=source))
 
 
 def picture_stream(data: DataConfig, pairs: Pairs, pixels: PreprocessConfig, seed: int, folder: Path | None) -> Batches:
-    """Batches of pictures alone, on every process its share; unreadable ones are written down in the run's folder."""
-    group = distributed.world()
-    return picture_batches(
-        pairs,
-        transform(data, pixels),
-        batch_size=data.batch_size,
-        seed=seed,
-        rank=distributed.rank(group),
-        world_size=distributed.world_size(group),
-        workers=data.workers,
-        quarantine=folder / "quarantine.jsonl" if folder else None,
-    )
+    """`batches` of pictures alone."""
+    shown = Shown(pairs, transform(data, pixels))
+    return shared_batches(shown, pairs, batch_size=data.batch_size, seed=seed, workers=data.workers, folder=folder)
 
 
 def learn_tokenizer(data: DataConfig, pairs: Pairs, vocabulary_size: int, context_length: int) -> Tokenizer:
@@ -205,17 +195,25 @@ def batches(
 
 def annotated_batches(
     data: Annotated, make: MakeSample, config: AnnotatedConfig, *, seed: int, folder: Path | None = None
-) -> AnnotatedBatches:
+) -> Batches:
     """`batches` of annotated pictures: what `make` makes of each, for this process."""
+    made, size, workers = Made(data, make), config.batch_size, config.workers
+    return shared_batches(made, data, batch_size=size, seed=seed, workers=workers, folder=folder)
+
+
+def shared_batches(
+    fetch: Fetch, data: Pairs | Annotated, *, batch_size: int, seed: int, workers: int = 0, folder: Path | None = None
+) -> Batches:
+    """What `fetch` makes, on every process its share; unreadable samples are written down in the run's folder."""
     group = distributed.world()
-    return AnnotatedBatches(
-        data,
-        make,
-        batch_size=config.batch_size,
-        seed=seed,
-        workers=config.workers,
-        rank=distributed.rank(group),
-        world_size=distributed.world_size(group),
+    excluded = data.excluded if isinstance(data, Pairs) else {}
+    return Batches(
+        fetch,
+        Order(len(data), batch_size, seed, distributed.rank(group), distributed.world_size(group)),
+        source=data.source,
+        size=len(data) + len(excluded),
+        excluded=excluded,
+        workers=workers,
         quarantine=folder / "quarantine.jsonl" if folder else None,
     )
 

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float32, Int64
 from PIL import Image
 from torch import Tensor
 
-from openvocab.data.batches import Batches, Fetched, readable
-from openvocab.data.order import Order, Rows
+from openvocab.data.batches import Fetched, readable
+from openvocab.data.order import Rows
 from openvocab.metrics.segment import IGNORED
 from openvocab.world.caption import Caption
 from openvocab.world.scene import Holdout, WorldConfig
@@ -189,27 +189,9 @@ MakeSample = Callable[[Annotation, np.random.Generator], dict[str, Tensor]]
 """What training makes of a picture; the generator's numbers are a function of seed, epoch and picture."""
 
 
-class AnnotatedBatches(Batches):
-    """What `make` makes of each picture, stacked."""
+class Made:
+    """Batches of what `make` makes of each picture, stacked."""
 
-    def __init__(
-        self,
-        data: Annotated,
-        make: MakeSample,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        quarantine: Path | None = None,
-    ) -> None:
-        order = Order(len(data), batch_size, seed, rank, world_size)
-        about = {"source": data.source, "size": len(data), "excluded": {}}
-        super().__init__(_Made(data, make), order, workers=workers, quarantine=quarantine, **about)
-
-
-class _Made:
     def __init__(self, data: Annotated, make: MakeSample):
         self.data, self.make = data, make
 

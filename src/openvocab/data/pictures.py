@@ -1,46 +1,23 @@
 """Batches of pictures and their classes, without what is said of them: for models that make pictures."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from jaxtyping import Int64
 from numpy import ndarray
 
 from openvocab.data.augment import Transform
-from openvocab.data.batches import Batches, Fetched, readable
+from openvocab.data.batches import Fetched, readable
 from openvocab.data.memory import InMemory
-from openvocab.data.order import Order, Rows, mix
+from openvocab.data.order import Rows, mix
 from openvocab.data.source import Pairs
 
 NO_CLASS = -1
 """Of a picture whose source names none."""
 
 
-def picture_batches(
-    pairs: Pairs,
-    transform: Transform,
-    *,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    quarantine: Path | None = None,
-) -> Batches:
+class Shown:
     """Batches of `pixels`, as the transform makes them, and `class_ids`."""
-    return Batches(
-        _Shown(pairs, transform),
-        Order(len(pairs), batch_size, seed, rank, world_size),
-        source=pairs.source,
-        size=len(pairs) + len(pairs.excluded),
-        excluded=pairs.excluded,
-        workers=workers,
-        quarantine=quarantine,
-    )
 
-
-class _Shown:
     def __init__(self, pairs: Pairs, transform: Transform):
         self.pairs, self.transform = pairs, transform
 

@@ -7,9 +7,9 @@ from PIL import Image
 from pycocotools import mask as oracle
 
 from openvocab import storage
+from openvocab.clip.learning import annotated_batches
 from openvocab.data.annotated import (
     NOTHING,
-    AnnotatedBatches,
     AnnotatedConfig,
     Annotation,
     Withheld,
@@ -141,7 +141,7 @@ def test_batches_are_a_function_of_the_step(scenes):
         first = torch.from_numpy(np.array(annotation.image)[0, 0]).long()
         return {"first": first, "draw": torch.tensor(generator.random())}
 
-    one, other = (AnnotatedBatches(scenes, make, batch_size=4, seed=3) for _ in range(2))
+    one, other = (annotated_batches(scenes, make, AnnotatedConfig(batch_size=4), seed=3) for _ in range(2))
     ahead = list(one.stream(0, 6))
     for step, batch in zip(range(4, 6), other.stream(4, 2)):
         assert all(torch.equal(batch[name], ahead[step][name]) for name in batch)
@@ -154,10 +154,12 @@ def test_broken_pictures_are_replaced_and_listed(scenes, tmp_path):
     name = f"{scenes.key(0)}.png"
     (tmp_path / "images" / name).write_bytes(b"no picture")
     data = open_source(str(tmp_path))
-    listed = tmp_path / "quarantine.jsonl"
-    batches = AnnotatedBatches(
-        data, lambda found, _: {"side": torch.tensor(found.image.width)}, batch_size=12, quarantine=listed
-    )
+    listed, config = tmp_path / "quarantine.jsonl", AnnotatedConfig(batch_size=12)
+
+    def make(annotation: Annotation, _generator: np.random.Generator):
+        return {"side": torch.tensor(annotation.image.width)}
+
+    batches = annotated_batches(data, make, config, seed=0, folder=tmp_path)
     with pytest.raises(ValueError, match="1 of 12 samples are broken"):
         batches.batch(0)
     assert name in listed.read_text()

@@ -23,16 +23,13 @@ from torch import Tensor
 from openvocab.blocks.sparse import openai_layers
 from openvocab.clip.caption_bpe import CaptionTokenizer, train_tokenizer
 from openvocab.clip.engine import evaluating
-from openvocab.clip.learning import words
-from openvocab.data.batches import Batches
+from openvocab.clip.learning import shared_batches, words
 from openvocab.data.memory import InMemory
-from openvocab.data.order import Order
 from openvocab.data.source import PairsConfig
 from openvocab.shapes import Batch
 from openvocab.system import Recipe, System
 from openvocab.systems.dalle.model import DALLE, PAD_ID, DALLEConfig, check_coder
 from openvocab.systems.dalle.samples import Captioned, DALLEData, codes_of, open_data, open_test, rows_of
-from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
@@ -129,17 +126,7 @@ def prepare(recipe: Recipe[DALLEConfig], init: Any = None, folder: Path | None =
     model.trained_on = {"source": pairs.source, "pairs": len(pairs), "words": words(pairs.texts)}
     model.trained_on["autoencoder"] = coder.fingerprint
     fetch = Captioned(pairs, codes_of(pairs, coder), model.tokenizer, model.config.text_length + 1, data)
-    group = distributed.world()
-    order = Order(len(pairs), data.batch_size, seed, distributed.rank(group), distributed.world_size(group))
-    batches = Batches(
-        fetch,
-        order,
-        source=pairs.source,
-        size=len(pairs) + len(pairs.excluded),
-        excluded=pairs.excluded,
-        workers=data.workers,
-        quarantine=folder / "quarantine.jsonl" if folder else None,
-    )
+    batches = shared_batches(fetch, pairs, batch_size=data.batch_size, seed=seed, workers=data.workers, folder=folder)
     return model, (recipe.stage(name="dalle", data=batches, loss=loss, embed=embed),)
 
 

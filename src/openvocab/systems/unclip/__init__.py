@@ -30,13 +30,13 @@ from openvocab.blocks.unet import UNetConfig
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip import learning
 from openvocab.clip.dense import TINY_CLIP
-from openvocab.clip.learning import DataConfig
+from openvocab.clip.learning import DataConfig, shared_batches
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.weights import fingerprint
 from openvocab.data.batches import Batches, Fetched
 from openvocab.data.loader import tokenize_all, trimmed
 from openvocab.data.memory import InMemory
-from openvocab.data.order import Order, Rows, draws
+from openvocab.data.order import Rows, draws
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.metrics.retrieve import score_ranks, summarize_ranks
 from openvocab.progress import track
@@ -45,7 +45,6 @@ from openvocab.system import Recipe, System
 from openvocab.systems.unclip.model import DecoderConfig, UnCLIP, UnCLIPConfig, UpsamplerConfig
 from openvocab.systems.unclip.prior import DiffusionPriorConfig
 from openvocab.systems.unclip.published import load
-from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage
 from openvocab.train.step import Losses
@@ -236,10 +235,7 @@ def embedded(model: UnCLIP, pairs: InMemory) -> Embeds:
 
 
 def _batches(pairs: InMemory, embeds: Embeds, captions: Tensor, size: int, *, images: bool, seed: int) -> Batches:
-    group = distributed.world()
-    order = Order(len(pairs), size, seed, distributed.rank(group), distributed.world_size(group))
-    fetch = _Samples(pairs, embeds, captions, images)
-    return Batches(fetch, order, source=pairs.source, size=len(pairs), excluded=pairs.excluded)
+    return shared_batches(_Samples(pairs, embeds, captions, images), pairs, batch_size=size, seed=seed)
 
 
 @dataclass(frozen=True)
