@@ -127,7 +127,7 @@ def test_another_tokenizer_is_refused(folder, monkeypatch):
             tokens = super().__call__(texts, context_length, truncate)
             return torch.where((tokens > 0) & (tokens < 49000), tokens + 1, tokens)
 
-    monkeypatch.setattr("openvocab.clip.folder.load_tokenizer", lambda path, length: Shifted(length))
+    monkeypatch.setattr("openvocab.clip.tokenizer_files.load_tokenizer", lambda path, length: Shifted(length))
     with pytest.raises(ValueError, match="the tokenizer differs from the one it was saved with"):
         ov.load(folder)
 

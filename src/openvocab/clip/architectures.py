@@ -174,25 +174,25 @@ def _plain() -> dict[str, CLIPConfig]:
 
 @functools.cache
 def _siglips() -> dict[str, CLIPConfig]:
-    out = {}
     towers = {"B": (768, 12, 12, 3072), "L": (1024, 24, 16, 4096), "SO400M": (1152, 27, 16, 4304)}
-    sizes = {("B", 16): (224, 256, 384, 512), ("L", 16): (256, 384), ("SO400M", 14): (224, 378, 384)}
-    for (size, patch), widths in sizes.items():
+    published = [
+        ("SigLIP", "B", 16, (224, 256, 384, 512)),
+        ("SigLIP", "L", 16, (256, 384)),
+        ("SigLIP", "SO400M", 14, (224, 378, 384)),
+        ("SigLIP2", "B", 32, (256,)),
+        ("SigLIP2", "B", 16, (224, 256, 384, 512)),
+        ("SigLIP2", "L", 16, (256, 384, 512)),
+        ("SigLIP2", "SO400M", 14, (224, 378)),
+        ("SigLIP2", "SO400M", 16, (256, 384, 512)),
+    ]
+    out = {}
+    for family, size, patch, widths in published:
         for width in widths:
-            text = siglip_text(*towers[size], context_length=16 if (size, width) == ("SO400M", 224) else 64)
-            name = f"ViT-{size}-{patch}-SigLIP" + ("" if width == 224 else f"-{width}")
-            out[name] = siglip(width, patch, *towers[size], text)
-    sizes2 = {
-        ("B", 32): (256,),
-        ("B", 16): (224, 256, 384, 512),
-        ("L", 16): (256, 384, 512),
-        ("SO400M", 14): (224, 378),
-        ("SO400M", 16): (256, 384, 512),
-    }
-    for (size, patch), widths in sizes2.items():
-        for width in widths:
-            text = siglip_text(*towers[size], vocabulary_size=256000, activation="gelu_tanh")
-            name = f"ViT-{size}-{patch}-SigLIP2" + ("" if width == 224 else f"-{width}")
+            if family == "SigLIP2":
+                text = siglip_text(*towers[size], vocabulary_size=256000, activation="gelu_tanh")
+            else:
+                text = siglip_text(*towers[size], context_length=16 if (size, width) == ("SO400M", 224) else 64)
+            name = f"ViT-{size}-{patch}-{family}" + ("" if width == 224 else f"-{width}")
             out[name] = siglip(width, patch, *towers[size], text)
     return out
 

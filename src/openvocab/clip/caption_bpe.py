@@ -40,7 +40,7 @@ class CaptionTokenizer(Tokenizer):
         self._tokenizer.encode_special_tokens = True
         self.vocabulary_size = self._tokenizer.get_vocab_size()
         self.start_id, self.end_id = self.vocabulary_size - 2, self.vocabulary_size - 1
-        self._words = WordCache(self._encode_word)
+        self._words = WordCache(self.encode)
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(without_surrogates(text), add_special_tokens=False).ids
@@ -91,9 +91,6 @@ class CaptionTokenizer(Tokenizer):
         look_up = self._words.__getitem__
         return (b"".join(map(look_up, text.split(" "))) for text in texts)
 
-    def _encode_word(self, word: str) -> list[int]:
-        return self.encode(word)
-
 
 def train_tokenizer(captions: Iterable[str], vocabulary_size: int, context_length: int = 77) -> CaptionTokenizer:
     """Learns the merges that shorten `captions` most (byte-pair encoding, Sennrich et al. 2016).
@@ -120,14 +117,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary_size: int, context_lengt
     )
     # Differs from the paper: a piece carries the space before it, not a mark at its end, which halves the alphabet;
     # and combining marks stay with their letters, or every Indic vowel sign would end a word.
-    pieces = Regex(r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [
-            pre_tokenizers.Split(pieces, "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    read_bytes(tokenizer, r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+")
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size - len((START, END)),
         min_frequency=2,
@@ -136,12 +126,24 @@ def train_tokenizer(captions: Iterable[str], vocabulary_size: int, context_lengt
         show_progress=False,
     )
     tokenizer.train_from_iterator(map(without_surrogates, captions), trainer)
-    tokenizer.add_special_tokens([START, END])
-    ids = [(name, tokenizer.token_to_id(name)) for name in (START, END)]
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=f"{START} $A {END}", special_tokens=ids
-    )
+    put_around(tokenizer, START, END)
     return CaptionTokenizer(tokenizer.to_str(), context_length)
+
+
+def read_bytes(tokenizer: tokenizers.Tokenizer, pieces: str) -> None:
+    """Lets the tokenizer read the bytes of each piece of a text; `pieces` is a regular expression."""
+    split = pre_tokenizers.Split(Regex(pieces), "removed", invert=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+
+
+def put_around(tokenizer: tokenizers.Tokenizer, start: str, end: str) -> None:
+    """Lets every text begin and end with these special tokens."""
+    tokenizer.add_special_tokens([start, end])
+    around = [(name, tokenizer.token_to_id(name)) for name in (start, end)]
+    template = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=around)
+    tokenizer.post_processor = template  # type: ignore[assignment]
 
 
 def without_surrogates(text: str) -> str:

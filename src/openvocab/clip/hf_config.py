@@ -8,7 +8,8 @@ from openvocab.blocks.transformer import Activation
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip import preprocess
 from openvocab.clip.model import CLIPConfig
-from openvocab.clip.open_clip_config import refuse_vit, square
+from openvocab.clip.open_clip_config import refuse_vit
+from openvocab.clip.preprocess import square
 
 Json = dict[str, Any]
 

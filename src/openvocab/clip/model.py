@@ -48,23 +48,43 @@ class CLIPOutput:
     text_embeds: Float[Tensor, "text embed"]
 
 
-class CLIP(nn.Module):
-    """The dual encoder. `ov.load` attaches what a published model carries.
+class Model(nn.Module):
+    """A network that reads pictures, and what it carries besides its weights; `ov.load` attaches it.
+
+    Args:
+        config: has an `image` tower, and `preprocess` or CLIP's constants.
 
     Attributes:
         tokenizer: turns texts into ids; None where a model has no text files.
-        fingerprint: identity of weights, activation, preprocessing and tokenizer; "" for a model still in training.
+        fingerprint: identity of weights, config, preprocessing and tokenizer; "" for a model still in training.
         trained_on: what is known of its training data, and for models trained here the words of their captions.
     """
 
-    def __init__(self, config: CLIPConfig):
+    def __init__(self, config: Any):
         super().__init__()
         self.config = config
-        self.preprocessing = config.preprocess or PreprocessConfig(image_size=config.image.image_size)
+        self.preprocessing: PreprocessConfig = config.preprocess or PreprocessConfig(image_size=config.image.image_size)
         self.tokenizer: Tokenizer | None = None
         self.name = "untitled"
         self.fingerprint = ""
         self.trained_on: dict[str, Any] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def preprocess(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """A picture as the pixels that the image tower reads; EXIF rotation is ignored, as by every peer."""
+        return preprocess(image, self.preprocessing)
+
+
+class CLIP(Model):
+    """The dual encoder."""
+
+    config: CLIPConfig
+
+    def __init__(self, config: CLIPConfig):
+        super().__init__(config)
         image_tower = ViT if isinstance(config.image, ViTConfig) else ResNet
         text_tower = TextTransformer if isinstance(config.text, TextConfig) else CBOW
         self.image = image_tower(config.image, config.embed_dim)  # type: ignore[arg-type]
@@ -73,10 +93,6 @@ class CLIP(nn.Module):
         self.logit_bias = None
         if config.logit_bias_init is not None:
             self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias_init))
-
-    def preprocess(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """A picture as pixels for `encode_image`; EXIF rotation is ignored, as by every peer."""
-        return preprocess(image, self.preprocessing)
 
     def tokenize(self, texts: list[str], truncate: bool = False) -> Tokens:
         """Texts as ids for `encode_text`, in the model's own context length.

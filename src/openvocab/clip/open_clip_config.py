@@ -12,6 +12,7 @@ from openvocab.blocks.transformer import Activation
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip import preprocess
 from openvocab.clip.model import CLIPConfig
+from openvocab.clip.preprocess import square
 
 Json = dict[str, Any]
 
@@ -274,11 +275,3 @@ def _ratio(dim: int, hidden_dim: int) -> float:
     """The ratio that `int(dim * ratio)` turns back into `hidden_dim`."""
     ratio = hidden_dim / dim
     return ratio if int(dim * ratio) == hidden_dim else (hidden_dim + 0.5) / dim
-
-
-def square(size: Any) -> int:
-    if isinstance(size, (list, tuple)):
-        if len(set(size)) != 1:
-            raise ValueError(f"size {list(size)} is not square, which is not supported")
-        return int(size[0])
-    return int(size)

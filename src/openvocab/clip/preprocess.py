@@ -195,11 +195,7 @@ def from_open_clip(values: dict[str, Any], image_size: int | list[int] | tuple[i
     Raises:
         ValueError: a step that this pipeline does not have; the message names it.
     """
-    size = values.get("size") or image_size
-    if isinstance(size, (list, tuple)):
-        if len(set(size)) != 1:
-            raise ValueError(f"preprocess_cfg: image size {list(size)} is not square, which is not supported")
-        size = size[0]
+    size = square(values.get("size") or image_size)
     known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
     unknown = [name for name in values if name not in known]
     if unknown:
@@ -219,6 +215,15 @@ def from_open_clip(values: dict[str, Any], image_size: int | list[int] | tuple[i
         resize_mode=mode,
         interpolation=interpolation,
     )
+
+
+def square(size: Any) -> int:
+    """The side that a config names once, or twice."""
+    if isinstance(size, (list, tuple)):
+        if len(set(size)) != 1:
+            raise ValueError(f"image size {list(size)} is not square, which is not supported")
+        size = size[0]
+    return int(size)
 
 
 def to_open_clip(config: PreprocessConfig) -> dict[str, Any]:

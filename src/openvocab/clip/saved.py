@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
-from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from openvocab import storage
 from openvocab.blocks.resnet import ResNetConfig
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.folder import FORMAT, RECORD, WEIGHTS, new_folder, read_record
 from openvocab.clip.layouts import State
-from openvocab.clip.model import CLIP, CLIPConfig
-from openvocab.clip.preprocess import PreprocessConfig, preprocess
-from openvocab.clip.tokenizer import Tokenizer
+from openvocab.clip.model import CLIP, CLIPConfig, Model
+from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.tokenizer_files import own_tokenizer
 from openvocab.clip.weights import digests, fingerprint, identified, read_tensors
 from openvocab.config import from_dict, to_dict
@@ -33,34 +29,11 @@ M = TypeVar("M", bound="SystemModel")
 C = TypeVar("C", bound="CLIPSystemModel")
 
 
-class SystemModel(nn.Module):
-    """The base of a system's model; the config has an `image` tower, and `preprocess` or CLIP's constants.
-
-    Attributes:
-        tokenizer: turns texts into ids; None where a model has no text files.
-        fingerprint: identity of weights, config and tokenizer; "" for a model still in training.
-        trained_on: what is known of its training data.
-    """
+class SystemModel(Model):
+    """The base of a system's model."""
 
     system: ClassVar[str]
     config_type: ClassVar[type]
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.config = config
-        self.preprocessing: PreprocessConfig = config.preprocess or PreprocessConfig(image_size=config.image.image_size)
-        self.tokenizer: Tokenizer | None = None
-        self.name = "untitled"
-        self.fingerprint = ""
-        self.trained_on: dict[str, Any] | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    def preprocess(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """A picture as the pixels that the image tower reads."""
-        return preprocess(image, self.preprocessing)
 
     def save(self, folder: Path | str) -> None:
         """Writes the model as a folder that `ov.load` opens: all of it appears at once, or nothing does."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import BertWordPieceTokenizer, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import BertWordPieceTokenizer, Regex, models, normalizers, processors
 
 from openvocab import storage
-from openvocab.clip.caption_bpe import CAPTION_CLASS, CaptionTokenizer, without_surrogates
+from openvocab.clip.caption_bpe import CAPTION_CLASS, CaptionTokenizer, put_around, read_bytes, without_surrogates
 from openvocab.clip.tokenizer import CLIPTokenizer, Tokenizer, clean, clip_merges, clip_vocabulary, fix, packed
 
 _CLIP_NAMES = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
@@ -271,19 +271,8 @@ def _clip_layout(vocabulary: dict[str, int], merges: list[str], names: dict[str,
     tokenizer.normalizer = normalizers.Sequence(  # type: ignore[assignment]
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
-    pieces = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
-        [
-            pre_tokenizers.Split(pieces, "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer.add_special_tokens([start, end])
-    around = [(name, tokenizer.token_to_id(name)) for name in (start, end)]
-    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        single=f"{start} $A {end}", special_tokens=around
-    )
+    read_bytes(tokenizer, r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+    put_around(tokenizer, start, end)
     return tokenizer
 
 

@@ -5,12 +5,14 @@ archive's own code, which is never loaded here: every one of them becomes an ine
 as bytes, and any other global than the few listed below is refused.
 """
 
+import contextlib
 import io
 import pickle
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +120,8 @@ def read_stripped(path: Path | str) -> Any:
     Raises:
         ValueError: not a file that `torch.save` wrote, or damaged.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _Stripping(archive, _root(archive, path)).load()
-    except Exception as error:  # a hostile or damaged file can fail anywhere
-        raise _refused(path, error) from None
+    with _one_refusal(path), zipfile.ZipFile(path) as archive:
+        return _Stripping(archive, _root(archive, path)).load()
 
 
 class _Modules(_Stripping):
@@ -135,11 +134,8 @@ def read_module(path: Path | str) -> dict[str, Tensor]:
     Raises:
         ValueError: not such a file, or damaged.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            tensors = dict(_members(_Modules(archive, _root(archive, path)).load(), ""))
-    except Exception as error:  # a hostile or damaged file can fail anywhere
-        raise _refused(path, error) from None
+    with _one_refusal(path), zipfile.ZipFile(path) as archive:
+        tensors = dict(_members(_Modules(archive, _root(archive, path)).load(), ""))
     if not tensors:
         raise ValueError(f"{path}: this pickle is not of a module with tensors")
     return tensors
@@ -176,11 +172,8 @@ def read_persistent(path: Path | str, name: str) -> dict[str, Tensor]:
     Raises:
         ValueError: not such a file, without that network, or damaged.
     """
-    try:
-        with Path(path).open("rb") as file:
-            tensors = dict(_members(_Persistent(file).load()[name], ""))
-    except Exception as error:  # a hostile or damaged file can fail anywhere
-        raise _refused(path, error) from None
+    with _one_refusal(path), Path(path).open("rb") as file:
+        tensors = dict(_members(_Persistent(file).load()[name], ""))
     if not tensors:
         raise ValueError(f"{path}: {name} is not a module with tensors")
     return tensors
@@ -194,10 +187,8 @@ def read_torchscript(path: Path | str) -> dict[str, Tensor]:
     """
     with zipfile.ZipFile(path) as archive:
         root = _root(archive, path)
-        try:
+        with _one_refusal(path):
             module = _Reader(archive, root).load()
-        except Exception as error:  # a hostile or damaged file can fail anywhere
-            raise _refused(path, error) from None
     tensors = dict(_walk(module, ""))
     if not tensors:
         raise ValueError(f"{path}: this archive holds no tensors")
@@ -218,24 +209,26 @@ def read_pickle(path: Path | str) -> Any:
     Raises:
         ValueError: it holds anything but tensors and plain containers, or is damaged.
     """
+    with _one_refusal(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of the pickle's protocol
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextlib.contextmanager
+def _one_refusal(path: Path | str) -> Iterator[None]:
+    """A hostile or damaged file can fail anywhere; whatever it raises becomes one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns of the pickle's protocol
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or damaged file can fail anywhere
-        raise _refused(path, error) from None
-
-
-def _refused(path: Path | str, error: Exception) -> ValueError:
-    text = str(error).strip()
-    asked = re.search(r"GLOBAL ([\w.]+)", text)
-    if asked:
-        reason = f"it asks for {asked[1]}, which no tensor needs"
-    elif not text or text.startswith("Weights only load failed"):
-        reason = "it is damaged, or holds more than tensors"
-    else:
-        reason = text.splitlines()[0][:200]
-    return ValueError(f"{path}: refused to read this pickle: {reason}")
+        yield
+    except Exception as error:
+        text = str(error).strip()
+        asked = re.search(r"GLOBAL ([\w.]+)", text)
+        if asked:
+            reason = f"it asks for {asked[1]}, which no tensor needs"
+        elif not text or text.startswith("Weights only load failed"):
+            reason = "it is damaged, or holds more than tensors"
+        else:
+            reason = text.splitlines()[0][:200]
+        raise ValueError(f"{path}: refused to read this pickle: {reason}") from None
 
 
 def _root(archive: zipfile.ZipFile, path: Path | str) -> str:

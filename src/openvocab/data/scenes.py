@@ -141,21 +141,17 @@ def withheld_labels(holdout: Holdout) -> tuple[str, ...]:
 
 
 def drawn_anew(source: str, *worlds: str) -> tuple[int, int] | None:
-    """Count and seed of `WORLD:COUNT:STREAM`, generated as no training has drawn it; None where it is no such name."""
-    if source.split(":")[0] not in worlds or Path(source).exists():
-        return None
-    count, stream = stream_of(source)
-    return count, TEST_SEED + stream
+    """Count and seed of `WORLD:COUNT:STREAM`, generated as no training has drawn it; None where it is of no such world.
 
-
-def stream_of(source: str) -> tuple[int, int]:
-    """The count and the stream that `NAME:COUNT:STREAM` names, 1000 and 0 where it does not.
+    What it does not name is a count of 1000 and stream 0.
 
     Raises:
-        ValueError: not such a name.
+        ValueError: other words behind the world's name.
     """
     name, *numbers = source.split(":")
+    if name not in worlds or Path(source).exists():
+        return None
     if len(numbers) > 2 or not all(number.isdigit() for number in numbers) or numbers[:1] == ["0"]:
         raise ValueError(f"{source}: expected {name}, {name}:COUNT or {name}:COUNT:STREAM, such as {name}:5000:1")
     count, stream = (int(number) for number in (*numbers, *("1000", "0")[len(numbers) :]))
-    return count, stream
+    return count, TEST_SEED + stream
