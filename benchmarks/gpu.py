@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from openvocab.clip.architectures import architecture
 from openvocab.clip.model import CLIP
 from openvocab.systems import clip as system
-from openvocab.train.optim import GroupConfig, OptimConfig
-from openvocab.train.step import Step, StepConfig
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
+from openvocab.train.step import Step
 
 
 def parity(model: CLIP, batch: dict[str, torch.Tensor], device: str) -> dict[str, float]:
@@ -40,11 +40,9 @@ def ours(model: CLIP, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
         model.train(),
         system.loss,
         system.embed,
-        config=StepConfig(precision="bfloat16"),
+        config=FitConfig(precision="bfloat16", steps=10_000, seed=0),
         optim=OptimConfig(clip_norm=None),
         groups=(GroupConfig(),),
-        steps=10_000,
-        seed=0,
         constrain=system.constrain,
     )
     return lambda: step(batch, 0) and None

@@ -25,8 +25,8 @@ from openvocab.clip.architectures import architecture
 from openvocab.clip.model import CLIP
 from openvocab.systems import clip as system
 from openvocab.train import distributed
-from openvocab.train.config import GroupConfig, OptimConfig
-from openvocab.train.step import Step, StepConfig
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
+from openvocab.train.step import Step
 
 
 class Whole(nn.Module):
@@ -55,11 +55,9 @@ def ours(layers: int, shard: bool, batch: dict[str, torch.Tensor]) -> tuple[Call
         made(layers),
         system.loss,
         system.embed,
-        config=StepConfig(shard=shard),
+        config=FitConfig(shard=shard, steps=1000, seed=0),
         optim=OptimConfig(clip_norm=None),
         groups=(GroupConfig(),),
-        steps=1000,
-        seed=0,
         constrain=system.constrain,
     )
     return lambda: step(batch, 0), lambda: sum(tensor.nbytes for tensor in step.tensors().values())

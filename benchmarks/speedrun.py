@@ -32,8 +32,8 @@ from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.objectives import contrastive_loss
 from openvocab.metrics.interval import bootstrap
 from openvocab.shapes import Batch, ImageEmbeds, Images, Tokens
-from openvocab.train.optim import GroupConfig, OptimConfig
-from openvocab.train.step import Losses, Step, StepConfig
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
+from openvocab.train.step import Losses, Step
 from openvocab.world.caption import CaptionConfig, captions, fill_prompt, swap_colours
 from openvocab.world.render import render
 from openvocab.world.scene import CLASSES, Scenes, WorldConfig, class_scenes, draw_scenes, held_out_classes
@@ -108,11 +108,9 @@ def train(recipe: RecipeConfig, seed: int) -> CLIP:
         clip,
         loss,
         None,
-        config=StepConfig(),
+        config=FitConfig(steps=recipe.steps, seed=seed),
         optim=optim,
         groups=(convolutions, GroupConfig()),
-        steps=recipe.steps,
-        seed=seed,
     )
     steps = progress.track(range(recipe.steps), f"seed {seed}", unit="step")
     for index, batch in zip(steps, batches(clip, recipe, seed)):

@@ -17,8 +17,8 @@ from openvocab.clip.architectures import architecture
 from openvocab.clip.model import CLIP
 from openvocab.clip.tokenizer import CLIPTokenizer
 from openvocab.systems import clip as system
-from openvocab.train.optim import GroupConfig, OptimConfig
-from openvocab.train.step import Step, StepConfig
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
+from openvocab.train.step import Step
 
 CAPTIONS = (
     "a brown dog runs over the wet grass with a ball",
@@ -34,11 +34,9 @@ def ours(images: torch.Tensor, tokens: torch.Tensor):
         model,
         system.loss,
         system.embed,
-        config=StepConfig(),
+        config=FitConfig(steps=1000, seed=0),
         optim=OptimConfig(clip_norm=None),
         groups=(GroupConfig(),),
-        steps=1000,
-        seed=0,
         constrain=system.constrain,
     )
     ids = torch.arange(len(images))

@@ -517,13 +517,13 @@ class TestTraining:
 
     def test_groups_move_by_their_own_losses(self):
         """The generator's gradient is that of its loss alone, the discriminator's that of its own alone."""
-        from openvocab.train.config import OptimConfig
-        from openvocab.train.step import Step, StepConfig
+        from openvocab.train.config import FitConfig, OptimConfig
+        from openvocab.train.step import Step
 
         model = made("tiny").train()
         batch = SYSTEM.example(model, 4)
         optim, groups = OptimConfig(clip_norm=None), autoencoders.GROUPS
-        step = Step(model, autoencoders.loss, None, config=StepConfig(), optim=optim, groups=groups, steps=5, seed=0)
+        step = Step(model, autoencoders.loss, None, config=FitConfig(steps=5, seed=0), optim=optim, groups=groups)
         step._gradients(batch, 0)
         held = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()

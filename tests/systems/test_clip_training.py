@@ -13,10 +13,9 @@ from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.lab.training import train_system
 from openvocab.systems import clip as system
-from openvocab.train.config import FitConfig
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage, fit
-from openvocab.train.optim import GroupConfig, OptimConfig
-from openvocab.train.step import Step, StepConfig
+from openvocab.train.step import Step
 
 
 def small(dropout: float, patch_dropout: float) -> CLIP:
@@ -48,11 +47,9 @@ def step_of(model: CLIP, accumulate: int) -> Step:
         model,
         system.loss,
         system.embed,
-        config=StepConfig(accumulate=accumulate),
+        config=FitConfig(accumulate=accumulate, steps=10, seed=3),
         optim=OptimConfig(),
         groups=(GroupConfig(),),
-        steps=10,
-        seed=3,
         constrain=system.constrain,
     )
 

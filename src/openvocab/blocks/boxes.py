@@ -20,6 +20,11 @@ def box_iou(boxes: Boxes, others: Float[Tensor, "other 4"]) -> Float[Tensor, "bo
     return both / either.clamp_min(torch.finfo(boxes.dtype).tiny)
 
 
+def clip_boxes(boxes: Boxes, size: tuple[int, int]) -> Boxes:
+    """Cut off at the borders of a picture of this size (height, width)."""
+    return torch.minimum(boxes.clamp_min(0), boxes.new_tensor([size[1], size[0]] * 2))
+
+
 def generalized_iou(boxes: Boxes, others: Boxes) -> Float[Tensor, " box"]:
     """IoU minus the share of the enclosing box that neither fills, row by row (Rezatofighi et al. 2019, equation 1)."""
     both = _intersection(boxes, others)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from openvocab.blocks.boxes import Boxes, box_area, box_iou, nms, roi_align
+from openvocab.blocks.boxes import Boxes, box_area, box_iou, clip_boxes, nms, roi_align
 from openvocab.blocks.resnet import ResNetConfig, without_pool
 from openvocab.shapes import Images, Scalar
 
@@ -204,11 +204,6 @@ def decode(deltas: Deltas, around: Boxes, weights: Four = (1.0, 1.0, 1.0, 1.0)) 
     centre = (around[:, :2] + around[:, 2:]) / 2 + deltas[:, :2] * base
     half = base * deltas[:, 2:].clamp(max=_LARGEST).exp() / 2
     return torch.cat([centre - half, centre + half], 1)
-
-
-def clip_boxes(boxes: Boxes, size: tuple[int, int]) -> Boxes:
-    """Cut off at the borders of a picture of this size (height, width)."""
-    return torch.minimum(boxes.clamp_min(0), boxes.new_tensor([size[1], size[0]] * 2))
 
 
 def match(

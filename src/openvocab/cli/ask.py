@@ -328,7 +328,7 @@ def _read_boxes(path: Path, image: Any, name: str) -> Any:
     """What a COCO json, or its results, marks in a picture."""
     import torch
 
-    from openvocab.clip.regions import within
+    from openvocab.blocks.boxes import clip_boxes
     from openvocab.data.coco import read_regions
 
-    return within(torch.from_numpy(read_regions(path, name)), *image.size)
+    return clip_boxes(torch.from_numpy(read_regions(path, name)), image.size[::-1])

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from openvocab.blocks.boxes import nms
+from openvocab.blocks.boxes import Boxes, nms
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import normalize
@@ -22,8 +22,6 @@ from openvocab.data.decode import to_rgb
 from openvocab.data.extras import require
 from openvocab.metrics.detect import average_precision, recall_at
 from openvocab.progress import track
-
-Boxes = Float[Tensor, "box 4"]
 
 STRETCHES = (1.0, 1.5)
 """How much wider than its box a region is seen; the vectors are added (ViLD, section 3.2)."""
@@ -88,11 +86,6 @@ class Grounding:
         labels = tuple(dict.fromkeys(self.phrases))
         rows = torch.tensor([labels.index(phrase) for phrase in self.phrases], dtype=torch.int64)
         return Detection(labels, self.boxes_xyxy_px, rows, self.scores)
-
-
-def within(boxes: Boxes, width: int, height: int) -> Boxes:
-    """The boxes cut off at the picture's borders."""
-    return torch.minimum(boxes.clamp_min(0), boxes.new_tensor([width, height, width, height]))
 
 
 def named(boxes: Boxes, probabilities: Float[Tensor, "box label"], labels: tuple[str, ...]) -> Detection:

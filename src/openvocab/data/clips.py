@@ -17,7 +17,7 @@ from PIL import Image
 from openvocab.config import to_dict
 from openvocab.data.scenes import drawn_anew
 from openvocab.data.source import CAPTION_KEYS, LABEL_KEYS, caption_texts, choose_key
-from openvocab.data.tables import TABLE_SUFFIXES, stream_rows
+from openvocab.data.tables import stream_list
 from openvocab.data.video import open_video
 from openvocab.storage import fingerprint
 from openvocab.world.motion import ACTION_NAMES, ACTIONS, clip_texts, draw_clips
@@ -251,16 +251,12 @@ def open_clips(config: ClipsConfig, seed: int = 0) -> ClipSource:
     if drawn := drawn_anew(config.source, "scenes"):
         return MotionClips(config, *drawn, "held_out")
     path = Path(config.source)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected scenes or a clip list")
     return ClipFiles(path.name, read_clip_list(path, Path(config.video_root or path.parent)))
 
 
 def read_clip_list(path: Path, root: Path) -> dict[str, Clip]:
     """The clips of a list by key, in its order."""
-    if path.suffix not in TABLE_SUFFIXES:
-        raise ValueError(f"{path}: not a clip list, which is a table ({', '.join(TABLE_SUFFIXES)})")
-    columns, rows = stream_rows(path, None)
+    columns, rows = stream_list(path, "clip list")
     where = choose_key(str(path), "path", None, PATH_KEYS, columns)
     if where is None:
         raise ValueError(f"{path}: no column of videos among {', '.join(PATH_KEYS)}; it has {', '.join(columns)}")

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from openvocab.data.decode import decode
-from openvocab.data.folders import list_pictures
+from openvocab.data.folders import pictures_with
 from openvocab.data.memory import InMemory
 from openvocab.data.scenes import drawn_anew
 from openvocab.storage import fingerprint
@@ -61,12 +61,7 @@ class DepthFiles(Depths):
 
     def __init__(self, folder: Path, unit_m: float = 0.001):
         self.source, self.folder, self.unit_m = str(folder), folder, unit_m
-        for part in ("images", "depth"):
-            if not (folder / part).is_dir():
-                raise FileNotFoundError(f"{folder / part} is missing; expected images/ and depth/ in {folder}")
-        self.paths = list_pictures(folder / "images")
-        if not self.paths:
-            raise ValueError(f"{folder / 'images'}: holds no pictures")
+        self.paths = pictures_with(folder, "depth")
         sizes = [(path.name, path.stat().st_size) for path in self.paths]
         self.fingerprint = fingerprint(sizes, unit_m)
 

@@ -50,6 +50,22 @@ def list_pictures(folder: Path) -> list[Path]:
     return [folder / key for key in walk_pictures(folder)]
 
 
+def pictures_with(folder: Path, *parts: str) -> list[Path]:
+    """The pictures in `images/` of a folder that holds further parts too.
+
+    Raises:
+        FileNotFoundError: a part of it is missing.
+        ValueError: it holds no pictures.
+    """
+    for part in ("images", *parts):
+        if not (folder / part).exists():
+            raise FileNotFoundError(f"{folder / part} is missing; expected {', '.join(('images', *parts))} in {folder}")
+    paths = list_pictures(folder / "images")
+    if not paths:
+        raise ValueError(f"{folder / 'images'}: holds no pictures")
+    return paths
+
+
 def walk_pictures(folder: Path, unreadable: Callable[[OSError], None] | None = None) -> Iterator[str]:
     """The paths of `list_pictures` inside the folder, holding one subfolder's names at a time.
 

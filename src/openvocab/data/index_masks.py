@@ -11,7 +11,7 @@ from PIL import Image
 from openvocab import storage
 from openvocab.data.annotated import Annotated, Annotation
 from openvocab.data.decode import decode
-from openvocab.data.folders import list_pictures
+from openvocab.data.folders import pictures_with
 from openvocab.metrics.segment import IGNORED
 from openvocab.world.render import mask_boxes
 
@@ -61,13 +61,8 @@ def open_index_masks(folder: Path) -> IndexMasks:
         FileNotFoundError: a part of it is missing.
         ValueError: it holds no pictures.
     """
-    for part in ("images", "masks", "labels.txt"):
-        if not (folder / part).exists():
-            raise FileNotFoundError(f"{folder / part} is missing; expected images/, masks/ and labels.txt in {folder}")
+    paths = pictures_with(folder, "masks", "labels.txt")
     labels = tuple(line.strip() for line in (folder / "labels.txt").read_text("utf-8").splitlines() if line.strip())
-    paths = list_pictures(folder / "images")
-    if not paths:
-        raise ValueError(f"{folder / 'images'}: holds no pictures")
     return IndexMasks(folder, paths, labels)
 
 

@@ -18,7 +18,7 @@ from openvocab.data.clips import PATH_KEYS
 from openvocab.data.extras import require
 from openvocab.data.scenes import drawn_anew
 from openvocab.data.source import LABEL_KEYS, choose_key
-from openvocab.data.tables import TABLE_SUFFIXES, stream_rows
+from openvocab.data.tables import stream_list
 from openvocab.progress import track
 from openvocab.storage import fingerprint
 from openvocab.world.shape3d import SHAPES, Cloud, Mesh, joined, shape_cloud, unit_sphere
@@ -99,11 +99,7 @@ def open_points(config: PointsConfig, seed: int = 0) -> PointSource:
 
 
 def _listed(path: Path, config: PointsConfig) -> PointSource:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected scenes or a point-file list")
-    if path.suffix not in TABLE_SUFFIXES:
-        raise ValueError(f"{path}: not a point-file list, which is a table ({', '.join(TABLE_SUFFIXES)})")
-    columns, rows = stream_rows(path, None)
+    columns, rows = stream_list(path, "point-file list")
     where = choose_key(str(path), "path", None, PATH_KEYS, columns)
     named = choose_key(str(path), "label", None, LABEL_KEYS, columns)
     if where is None or named is None:

@@ -59,7 +59,11 @@ def read_rows(path: Path, config: PairsConfig) -> tuple[list[Row], PairsConfig]:
     """A table's rows, and the settings completed with the class names that the table itself carries."""
     if path.suffix == ".parquet":
         return _read_parquet(path, config)
-    columns, records = (_read_jsonl if path.suffix == ".jsonl" else _read_separated)(path, config)
+    if path.suffix == ".jsonl":  # any row may have the columns that are asked for
+        records = list(_json_lines(path))
+        columns = list(dict.fromkeys(name for _, record in records for name in record))
+    else:
+        columns, records = stream_rows(path, config.separator)
     image, caption, label = _choose_columns(path, columns, config)
     rows = []
     for line, record in records:
@@ -72,9 +76,9 @@ def read_rows(path: Path, config: PairsConfig) -> tuple[list[Row], PairsConfig]:
 def stream_pictures(path: Path, config: PairsConfig) -> Iterator[tuple[str, FileRange | str | None]]:
     """The names of a table's rows and their pictures, without holding them."""
     if path.suffix == ".parquet":
-        _, file = _open_parquet(path)
+        file = _open_parquet(path)
         image, _, _ = _choose_columns(path, file.schema_arrow.names, config)
-        if _is_inside(path, file, image):
+        if _holds_pictures(file, image):
             pictures = iter(_spool_column(path, file, image))
         else:
             pictures = (cell for batch in file.iter_batches(columns=[image]) for cell in batch.column(0).to_pylist())
@@ -172,25 +176,32 @@ def stream_rows(path: Path, separator: str | None) -> tuple[list[str], Iterator[
         return list(next(_json_lines(path), (0, {}))[1]), _json_lines(path)
     if path.suffix != ".parquet":
         return read_lines(path, "\t" if path.suffix == ".tsv" else separator)
-    _, file = _open_parquet(path)
+    file = _open_parquet(path)
     rows = (row for batch in file.iter_batches(batch_size=4096) for row in batch.to_pylist())
     return file.schema_arrow.names, enumerate(rows)
+
+
+def stream_list(path: Path, what: str) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+    """`stream_rows` of a list of files.
+
+    Args:
+        what: a clip list, or another.
+
+    Raises:
+        FileNotFoundError: no such list.
+        ValueError: not a table.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected scenes or a {what}")
+    if path.suffix not in TABLE_SUFFIXES:
+        raise ValueError(f"{path}: not a {what}, which is a table ({', '.join(TABLE_SUFFIXES)})")
+    return stream_rows(path, None)
 
 
 def _open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return path.open(encoding="utf-8-sig", newline="")
-
-
-def _read_separated(path: Path, config: PairsConfig) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    return read_lines(path, "\t" if path.suffix == ".tsv" else config.separator)
-
-
-def _read_jsonl(path: Path, config: PairsConfig) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    records = list(_json_lines(path))
-    columns = list(dict.fromkeys(name for _, record in records for name in record))
-    return columns, iter(records)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -207,35 +218,32 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_parquet(path: Path, config: PairsConfig) -> tuple[list[Row], PairsConfig]:
-    _, file = _open_parquet(path)
+    file = _open_parquet(path)
     schema = file.schema_arrow
     image, caption, label = _choose_columns(path, schema.names, config)
 
     def column(name: str | None) -> list[Any]:
         return file.read([name]).column(0).to_pylist() if name else [None] * file.metadata.num_rows
 
-    pictures = _spool_column(path, file, image) if _is_inside(path, file, image) else column(image)
+    pictures = _spool_column(path, file, image) if _holds_pictures(file, image) else column(image)
     config = replace(config, classnames=config.classnames or _feature_names(schema.metadata, label))
     columns = zip(pictures, column(caption), column(label))
     rows = [Row(f"{path.stem}-{i}", p, caption_texts(c), value) for i, (p, c, value) in enumerate(columns)]
     return rows, config
 
 
-def _open_parquet(path: Path) -> tuple[Any, Any]:
-    """The arrow library, and the file."""
+def _open_parquet(path: Path) -> Any:
     parquet = require("pyarrow.parquet", "data", f"{path}: reading parquet")
     arrow = require("pyarrow", "data", f"{path}: reading parquet")
     try:
-        return arrow, parquet.ParquetFile(path)
+        return parquet.ParquetFile(path)
     except (arrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _is_inside(path: Path, file: Any, image: str) -> bool:
-    """Whether the column holds pictures; else it holds their paths."""
-    types = require("pyarrow", "data", f"{path}: reading parquet").types
-    kind = file.schema_arrow.field(image).type
-    return not (types.is_string(kind) or types.is_large_string(kind))
+def _holds_pictures(file: Any, column: str) -> bool:
+    """Whether a column of a parquet file holds pictures; else it holds their paths."""
+    return str(file.schema_arrow.field(column).type) not in ("string", "large_string")
 
 
 def _path(cell: Any) -> str | None:

@@ -47,6 +47,7 @@ class FitConfig:
     steps: int = 1000
     seed: int = 0
     accumulate: int = 1
+    """Chunks that a batch is embedded in."""
     precision: str = "float32"
     ema_decay: float = 0.0
     gradient_checkpointing: bool = False

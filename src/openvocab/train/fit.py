@@ -23,7 +23,7 @@ from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.doctor import diagnose
 from openvocab.train.log import Log, Row
 from openvocab.train.optim import warmup_steps
-from openvocab.train.step import Embed, Loss, Step, StepConfig
+from openvocab.train.step import Embed, Loss, Step
 
 CHECKPOINT = "checkpoint.safetensors"
 MAX_REWINDS = 3
@@ -139,16 +139,9 @@ class _Run:
             model,
             stage.loss,
             stage.embed,
-            config=StepConfig(
-                accumulate=config.accumulate,
-                precision=config.precision,
-                ema_decay=config.ema_decay,
-                shard=config.shard,
-            ),
+            config=config,
             optim=stage.optim,
             groups=stage.groups,
-            steps=config.steps,
-            seed=config.seed,
             constrain=stage.constrain,
         )
         self.parallel, self.model = self.step.parallel, self.step.model

@@ -62,16 +62,11 @@ def select_parameters(
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser that `optim` describes."""
+    """The optimiser that `optim` describes; AdamW lets weights of two or more axes decay, not gains or biases."""
     if optim.method == "muon":
         return Muon(parameters, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
     if optim.method == "sgd":
         return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.betas[0], weight_decay=optim.weight_decay)
-    return adamw(parameters, optim)
-
-
-def adamw(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.AdamW:
-    """Weights of two or more axes decay; gains, biases and the temperature do not."""
     parameters = list(parameters)
     return torch.optim.AdamW(
         [

@@ -19,23 +19,13 @@ from torch import Tensor, nn
 from openvocab.shapes import Batch
 from openvocab.train import distributed
 from openvocab.train.checkpoint import optimiser_tensors, restore_optimiser
-from openvocab.train.config import GroupConfig, OptimConfig
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.optim import Average, learning_rate, make_optimiser, select_parameters
 from openvocab.train.parallel import Copies, Shards
 
 Losses = dict[str, Tensor]
 Embed = Callable[[Any, Batch], dict[str, Tensor]]
 Loss = Callable[..., Losses]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepConfig:
-    """How one step is taken: see `FitConfig`. `accumulate` is the number of chunks a batch is embedded in."""
-
-    accumulate: int = 1
-    precision: str = "float32"
-    ema_decay: float = 0.0
-    shard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +45,16 @@ class Step:
         loss: Loss,
         embed: Embed | None,
         *,
-        config: StepConfig,
+        config: FitConfig,
         optim: OptimConfig,
         groups: tuple[GroupConfig, ...],
-        steps: int,
-        seed: int,
         constrain: Callable[[Any], None] | None = None,
     ):
         _check(model, embed, config, optim, groups)
         self.group = distributed.world()
         self.parallel = Shards(model, self.group, config.precision) if config.shard else Copies(model, self.group)
         self.model, self.loss, self.embed, self.constrain = self.parallel.model, loss, embed, constrain
-        self.config, self.steps, self.seed = config, steps, seed
+        self.config = config
         self.groups = {group.name: group for group in groups}
         self.optims = {group.name: group.optim or optim for group in groups}
         self.parameters = select_parameters(self.parallel.parameters, groups)
@@ -85,7 +73,7 @@ class Step:
             finite = finite and bool(torch.isfinite(norm))
             suffix = "" if len(self.groups) == 1 else f"_{name}"
             values[f"grad_norm{suffix}"] = norm.detach()
-            values[f"lr{suffix}"] = learning_rate(optim, index, self.steps)
+            values[f"lr{suffix}"] = learning_rate(optim, index, self.config.steps)
         if finite:
             self._move(index)
         for optimiser in self.optimisers.values():
@@ -119,7 +107,7 @@ class Step:
     def _move(self, index: int) -> None:
         for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate(self.optims[name], index, self.steps)
+                group["lr"] = learning_rate(self.optims[name], index, self.config.steps)
             optimiser.step()
         if self.constrain:
             self.constrain(self.model)
@@ -186,14 +174,14 @@ class Step:
         return norm
 
     def _seed(self, index: int, chunk: int) -> None:
-        torch.manual_seed((self.seed * 1_000_003 + index) * 1_009 + chunk * 31 + distributed.rank(self.group))
+        torch.manual_seed((self.config.seed * 1_000_003 + index) * 1_009 + chunk * 31 + distributed.rank(self.group))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device_type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
 
 def _check(
-    model: nn.Module, embed: Embed | None, config: StepConfig, optim: OptimConfig, groups: tuple[GroupConfig, ...]
+    model: nn.Module, embed: Embed | None, config: FitConfig, optim: OptimConfig, groups: tuple[GroupConfig, ...]
 ) -> None:
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision is {config.precision!r}, expected float32 or bfloat16")

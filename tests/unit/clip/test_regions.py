@@ -9,6 +9,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from tiny_models import tiny_clip
 
+from openvocab.blocks.boxes import clip_boxes
 from openvocab.clip.preprocess import normalize
 from openvocab.clip.regions import (
     Detection,
@@ -17,7 +18,6 @@ from openvocab.clip.regions import (
     measure_detection,
     measure_grounding,
     name_regions,
-    within,
 )
 from openvocab.data.annotated import Annotated, Annotation, open_source
 from openvocab.data.coco import read_regions
@@ -48,7 +48,7 @@ def test_regions_of_no_area_and_none_at_all():
     assert torch.isfinite(crop_embeds(clip, picture, boxes)).all()
     assert crop_embeds(clip, picture, boxes[:0]).shape == (0, 16)
     assert name_regions(clip, picture, boxes[:0], ["a", "b"]).scores.shape == (0,)
-    torch.testing.assert_close(within(boxes, 3, 1)[2], torch.zeros(4))
+    torch.testing.assert_close(clip_boxes(boxes, (1, 3))[2], torch.zeros(4))
 
 
 def test_a_clip_names_regions_by_the_nearest_label():

@@ -20,8 +20,8 @@ from throwaway import (
 from torch import nn
 
 from openvocab.train import log
+from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import finished, fit
-from openvocab.train.optim import GroupConfig, OptimConfig
 
 
 def new(model_class):
@@ -173,13 +173,13 @@ def test_another_machine_is_said_in_one_line(tmp_path, capsys, monkeypatch):
 
 def test_accumulation_equals_one_graph_over_the_same_chunks():
     """GradCache against the same chunks in one graph, each from its own random state: dropout on, temperature too."""
-    from openvocab.train.step import Step, StepConfig
+    from openvocab.train.step import Step
 
     model = new(Towers).double()
     stage = towers_stage(1)
     batch = {name: value.double() for name, value in Random(rows=13).batch(0).items()}
     step = Step(
-        model, contrast, embed, config=StepConfig(accumulate=4), optim=stage.optim, groups=stage.groups, steps=1, seed=5
+        model, contrast, embed, config=FitConfig(accumulate=4, steps=1, seed=5), optim=stage.optim, groups=stage.groups
     )
     step._gradients(batch, 0)
     cached = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}

@@ -11,7 +11,6 @@ from openvocab.train.optim import (
     Average,
     GroupConfig,
     OptimConfig,
-    adamw,
     learning_rate,
     make_optimiser,
     select_parameters,
@@ -55,7 +54,7 @@ def test_stochastic_gradient_descent_with_the_polynomial_schedule():
 
 def test_gains_biases_and_the_temperature_do_not_decay():
     model = Towers()
-    decayed, kept = adamw(model.parameters(), OptimConfig(weight_decay=0.2)).param_groups
+    decayed, kept = make_optimiser(model.parameters(), OptimConfig(weight_decay=0.2)).param_groups
     assert {p.ndim for p in decayed["params"]} == {2}
     assert decayed["weight_decay"] == 0.2
     assert any(p is model.logit_scale for p in kept["params"])

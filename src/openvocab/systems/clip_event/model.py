@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from openvocab.blocks.boxes import Boxes
+from openvocab.blocks.boxes import Boxes, clip_boxes
 from openvocab.blocks.text import TextConfig
 from openvocab.blocks.transport import cosine_cost, distance, ipot, sinkhorn
 from openvocab.clip.engine import embed_images, embed_texts
-from openvocab.clip.regions import Detection, crop_embeds, within
+from openvocab.clip.regions import Detection, crop_embeds
 from openvocab.clip.relevance import relevance, spots, whole
 from openvocab.clip.saved import CLIPSystemConfig, CLIPSystemModel
 from openvocab.clip.vocabulary import vocabulary
@@ -167,7 +167,7 @@ class CLIPEvent(CLIPSystemModel):
         rows, cols = maps.shape[1:]
         margin = torch.tensor([-0.5, -0.5, 0.5, 0.5])
         places = (spots(maps) + margin) * torch.tensor([image.width / cols, image.height / rows] * 2)
-        return within(places, *image.size)
+        return clip_boxes(places, image.size[::-1])
 
     def _chances(
         self, image: Image.Image, boxes: Boxes | Detection | None, places: Boxes, ontology: Ontology

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openvocab.blocks.bert import Bert, BertConfig, bert_block, mask_bias
-from openvocab.blocks.boxes import nms
-from openvocab.blocks.detector import anchors, clip_boxes, decode
+from openvocab.blocks.boxes import clip_boxes, nms
+from openvocab.blocks.detector import anchors, decode
 from openvocab.blocks.dyhead import DyConv
 from openvocab.blocks.fusion import BiAttentionBlock
 from openvocab.blocks.resnet import ResNet, ResNetConfig, without_pool

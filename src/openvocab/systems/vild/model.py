@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 
-from openvocab.blocks.boxes import Boxes
+from openvocab.blocks.boxes import Boxes, clip_boxes
 from openvocab.blocks.detector import (
     DetectorConfig,
     Maps,
@@ -17,7 +17,6 @@ from openvocab.blocks.detector import (
     Proposals,
     Pyramid,
     RegionHead,
-    clip_boxes,
     decode,
     region_features,
 )
