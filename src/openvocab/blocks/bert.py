@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openvocab.blocks.transformer import PostNormBlock, normal_
+from openvocab.blocks.transformer import PostNormBlock, initialize_linears, normal_
 from openvocab.shapes import Mask, Sequence, Tokens
 
 
@@ -52,10 +52,7 @@ class Bert(nn.Module):
 def bert_block(config: BertConfig) -> PostNormBlock:
     """A layer of BERT, with its initialisation."""
     block = PostNormBlock(config.dim, config.heads, config.mlp_dim, "gelu", config.norm_eps, config.dropout)
-    for module in block.modules():
-        if isinstance(module, nn.Linear):
-            normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+    initialize_linears(block)
     return block
 
 

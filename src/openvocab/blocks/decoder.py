@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openvocab.blocks.attention import CrossAttention, MultiHeadAttention
-from openvocab.blocks.transformer import MLP, Activation, normal_
+from openvocab.blocks.transformer import MLP, Activation, initialize_linears, normal_
 from openvocab.shapes import Sequence, Tokens
 
 Cells = Float[Tensor, "text patch dim"]
@@ -81,10 +81,7 @@ class Decoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocabulary_size))
         normal_(self.embedding.weight, std=0.02)
         normal_(self.positions, std=0.02)
-        for module in self.stacks.modules():
-            if isinstance(module, nn.Linear):
-                normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        initialize_linears(self.stacks)
 
     def forward(
         self, ids: Tokens, cells: Cells, *, direction: int = 0, visible: Spoken | None = None

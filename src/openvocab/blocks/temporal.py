@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from openvocab.blocks.transformer import PostNormBlock, Transformer, initialize_blocks, normal_, quick_gelu
+from openvocab.blocks.transformer import (
+    PostNormBlock,
+    Transformer,
+    initialize_blocks,
+    initialize_linears,
+    normal_,
+    quick_gelu,
+)
 
 Frames = Float[Tensor, "clip frame dim"]
 Shown = Bool[Tensor, "clip frame"]
@@ -116,10 +123,7 @@ class TransfCls(nn.Module):
         about = {"mlp_dim": 2048, "activation": "relu", "norm_eps": 1e-5, "dropout": dropout}  # whatever the width is
         self.blocks = nn.ModuleList(PostNormBlock(dim, heads, **about) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
-        for part in self.blocks.modules():
-            if isinstance(part, nn.Linear):
-                normal_(part.weight, std=0.02)
-                nn.init.zeros_(part.bias)
+        initialize_linears(self.blocks)
         normal_(self.token, std=std)
         normal_(self.positions, std=std)
 

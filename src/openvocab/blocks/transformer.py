@@ -223,6 +223,14 @@ def initialize_blocks(blocks: Transformer, dim: int) -> None:
         normal_(block.mlp.down.weight, std=residual)  # type: ignore[union-attr]
 
 
+def initialize_linears(module: nn.Module) -> None:
+    """The initialisation of BERT: weights N(0, 0.02^2), biases 0, in every linear layer of the module."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+
 Projection = Literal["linear", "affine", "none", "mlp"]
 """From a tower to the shared space: a matrix, a matrix with a bias, nothing (dim is embed_dim), or ConVIRT's network
 with one hidden layer of the tower's width (arXiv 2010.00747)."""

@@ -64,6 +64,11 @@ class ViTConfig:
         """Whole patches along each side; pixels beyond the last one are not seen (SigLIP's 384 px in 14 px patches)."""
         return self.image_size // self.patch_size, self.image_size // self.patch_size
 
+    @property
+    def stride(self) -> int:
+        """Pixels per patch, along each side."""
+        return self.patch_size
+
 
 @dataclass(frozen=True)
 class ImageFeatures:

@@ -14,7 +14,7 @@ from torch import Tensor
 from openvocab.blocks.text import TextConfig
 from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.model import CLIPConfig
-from openvocab.clip.preprocess import PreprocessConfig, normalize
+from openvocab.clip.preprocess import PreprocessConfig, normalize_one
 from openvocab.data.annotated import NOTHING, Annotated
 from openvocab.metrics.segment import IGNORED, foreground_iou, generalised, pixel_accuracy, pixel_counts
 from openvocab.progress import track
@@ -92,8 +92,7 @@ def dense_pixels(
     shares = (min(side / min(picture.size), MOST_LONG) for side in picture.size)
     width, height = (max(1, round(short * share / stride)) * stride for share in shares)
     resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    planes = torch.from_numpy(np.array(resized).transpose(2, 0, 1).copy())
-    return normalize(planes[None], config)
+    return normalize_one(np.array(resized), config)
 
 
 def segmented(

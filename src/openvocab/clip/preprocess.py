@@ -128,6 +128,13 @@ def normalize(
     return pixels.float().mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
 
 
+def normalize_one(
+    picture: UInt8[np.ndarray, "height width 3"], config: PreprocessConfig
+) -> Float[Tensor, "1 3 height width"]:
+    """`normalize` of a picture with its colours last, as PIL has them."""
+    return normalize(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None], config)
+
+
 def from_hf(values: dict[str, Any]) -> PreprocessConfig:
     """Reads a `preprocessor_config.json`, old style (`size: 224`) or new (`size: {"shortest_edge": 224}`).
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from openvocab.clip.dense import NONE, Segmentation
-from openvocab.clip.preprocess import PreprocessConfig, normalize
+from openvocab.clip.preprocess import PreprocessConfig, normalize_one
 from openvocab.data.annotated import Annotated
 from openvocab.data.decode import to_rgb
 from openvocab.metrics.segment import IGNORED, foreground_background_iou, iou_per_label, pixel_counts
@@ -46,7 +46,7 @@ def cut(
         planes, labels = planes[:, ::-1], labels[:, ::-1]
     missing = tuple((0, size - side) for side in labels.shape)
     planes, labels = np.pad(planes, (*missing, (0, 0))), np.pad(labels, missing, constant_values=IGNORED)
-    return _normalized(planes, pixels)[0], torch.from_numpy(labels)
+    return normalize_one(planes, pixels)[0], torch.from_numpy(labels)
 
 
 def segment_at_scales(
@@ -82,7 +82,7 @@ def window_scores(
     step = size * 2 // 3
     tops, lefts = (range(0, max(0, math.ceil((side - size) / step)) * step + 1, step) for side in (height, width))
     missing = ((0, tops[-1] + size - height), (0, lefts[-1] + size - width), (0, 0))
-    whole = _normalized(np.pad(picture, missing), pixels)
+    whole = normalize_one(np.pad(picture, missing), pixels)
     total, seen = torch.zeros(()), torch.zeros(whole.shape[2:])
     for top, left in itertools.product(tops, lefts):
         window = whole[:, :, top : top + size, left : left + size]
@@ -139,7 +139,3 @@ def measure_fold(
 def _nearest(classes: Int64[np.ndarray, "height width"], size: tuple[int, int]) -> Int64[np.ndarray, "rows cols"]:
     rows, cols = (np.arange(to) * have // to for have, to in zip(classes.shape, size))
     return classes[rows][:, cols]
-
-
-def _normalized(picture: UInt8[np.ndarray, "height width 3"], pixels: PreprocessConfig) -> Float[Tensor, "1 3 _ _"]:
-    return normalize(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None], pixels)

@@ -25,7 +25,6 @@ from openvocab.blocks.vit import ViT, ViTConfig
 from openvocab.clip.dense import dense_pixels
 from openvocab.clip.engine import Picture, embed_texts, evaluating
 from openvocab.clip.model import CLIP
-from openvocab.clip.values import stride
 from openvocab.data.decode import opened, to_rgb
 from openvocab.progress import track
 from openvocab.shapes import Images, TextEmbeds
@@ -82,7 +81,7 @@ def explain(clip: CLIP, picture: Picture, text: str, others: Sequence[str] = ())
 
 def whole(clip: CLIP, picture: Image.Image) -> Float[Tensor, "1 3 height width"]:
     """All of a picture, nothing cropped, as the tower reads it."""
-    return dense_pixels(to_rgb(picture), clip.preprocessing, stride(clip))
+    return dense_pixels(to_rgb(picture), clip.preprocessing, clip.config.image.stride)
 
 
 def relevance(

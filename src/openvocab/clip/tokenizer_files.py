@@ -138,7 +138,7 @@ def load_tokenizer(folder: Path | str, context_length: int | None = None) -> Tok
         return CLIPTokenizer(length or 77)
     if file.exists():
         content = _text(file)
-        vocabulary = _parsed(content, file).get("model", {}).get("vocab")
+        vocabulary = _json(file).get("model", {}).get("vocab")
     else:
         content, vocabulary = None, _json(folder / "vocab.json")
     if vocabulary == clip_vocabulary():
@@ -297,13 +297,6 @@ def _context_length(folder: Path, open_clip: dict[str, Any] | None, settings: di
 
 def _json(file: Path) -> dict[str, Any]:
     return storage.read_json(file) if file.exists() else {}
-
-
-def _parsed(content: str, file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(content)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}: not valid json ({error})") from None
 
 
 def _text(file: Path) -> str:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openvocab.blocks.resnet import ResNet
-from openvocab.blocks.vit import ViT, ViTConfig
+from openvocab.blocks.vit import ViT
 from openvocab.clip.model import CLIP
 from openvocab.shapes import Images
 
@@ -24,12 +24,6 @@ def dense_values(clip: CLIP, images: Images, repository: bool = False) -> tuple[
     tower = clip.image
     values, keys, grid = _vit(tower, images, repository) if isinstance(tower, ViT) else _resnet(tower, images)
     return F.normalize(tower.projection(values), dim=-1), F.normalize(keys, dim=-1), grid
-
-
-def stride(clip: CLIP) -> int:
-    """Pixels per place along each side."""
-    config = clip.config.image
-    return config.patch_size if isinstance(config, ViTConfig) else config.stride
 
 
 def _vit(tower: ViT, images: Images, repository: bool) -> tuple[Tensor, Tensor, tuple[int, int]]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 
 from openvocab import storage
@@ -74,7 +73,7 @@ def begin_looking(model: VideoModel, clips: ClipSource, how: Literal["features",
         return look_at(clips, model.config.sampling, model.preprocessing)
     for part in model.eyes:
         part.requires_grad_(False)
-    model.to(_device())
+    model.to(distributed.device())
     group = distributed.world()
     first = distributed.rank(group) == 0
     if not first:
@@ -83,7 +82,3 @@ def begin_looking(model: VideoModel, clips: ClipSource, how: Literal["features",
     if first:
         distributed.barrier(group)
     return look
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -32,10 +32,10 @@ from openvocab import storage
 from openvocab.data import queries
 from openvocab.data.captions import Captions, Entry, open_captions
 from openvocab.data.duplicates import Kept
-from openvocab.data.order import mix
 from openvocab.data.queries import Matcher, Query
 from openvocab.data.source import Pairs, PairsConfig, image_id
 from openvocab.progress import note
+from openvocab.world.chance import mix
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

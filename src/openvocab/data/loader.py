@@ -12,9 +12,10 @@ from torch import Tensor
 from openvocab.data.augment import Transform
 from openvocab.data.batches import Batches, Fetched, readable
 from openvocab.data.memory import InMemory
-from openvocab.data.order import Order, Rows, draws, mix
+from openvocab.data.order import Order, Rows, draws
 from openvocab.data.source import Pairs, image_id, text_id
 from openvocab.shapes import Batch
+from openvocab.world.chance import mix
 
 
 @runtime_checkable

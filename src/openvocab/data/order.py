@@ -10,29 +10,23 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from openvocab.world.chance import GOLDEN, mix
+
 _ORDER, _SAMPLE = 1, 2
-
-
-def mix(values: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    """The splitmix64 finaliser: a bijection of 64-bit numbers without visible structure."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def keys_of(seed: int, epoch: int, purpose: int, indices: Int64[np.ndarray, " row"]) -> UInt64[np.ndarray, " row"]:
     """One 64-bit key for each sample of an epoch; different purposes give unrelated keys."""
     key = np.zeros(1, np.uint64)
     for part in (seed, epoch, purpose):
-        key = mix((key ^ np.uint64(part % 2**64)) + _GOLDEN)
-    return mix(key + (indices.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+        key = mix((key ^ np.uint64(part % 2**64)) + GOLDEN)
+    return mix(key + (indices.astype(np.uint64) + np.uint64(1)) * GOLDEN)
 
 
 def draws(keys: UInt64[np.ndarray, " row"], num: int, first: int = 0) -> UInt64[np.ndarray, "row num"]:
     """Draws `first` to `first + num` of each key."""
     counters = np.arange(first + 1, first + num + 1, dtype=np.uint64)
-    return mix(keys[:, None] + counters * _GOLDEN)
+    return mix(keys[:, None] + counters * GOLDEN)
 
 
 def uniforms(keys: UInt64[np.ndarray, " row"], num: int, first: int = 0) -> Float32[np.ndarray, "row num"]:

@@ -8,8 +8,9 @@ from numpy import ndarray
 from openvocab.data.augment import Transform
 from openvocab.data.batches import Fetched, readable
 from openvocab.data.memory import InMemory
-from openvocab.data.order import Rows, mix
+from openvocab.data.order import Rows
 from openvocab.data.source import Pairs
+from openvocab.world.chance import mix
 
 NO_CLASS = -1
 """Of a picture whose source names none."""

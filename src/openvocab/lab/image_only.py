@@ -27,11 +27,11 @@ from openvocab.clip.model import CLIPConfig
 from openvocab.data.augment import StrongConfig, Transform
 from openvocab.data.loader import Loader
 from openvocab.data.memory import InMemory
-from openvocab.data.order import mix
 from openvocab.shapes import Batch, Images, Tokens
 from openvocab.system import Recipe
 from openvocab.train.fit import fit
 from openvocab.train.step import Losses
+from openvocab.world.chance import mix
 
 TEMPERATURE = 0.2
 MOMENTUM = 0.99

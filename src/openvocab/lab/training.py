@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from openvocab import config, loading, progress, storage, systems
 from openvocab.clip.architectures import architecture
 from openvocab.clip.model import CLIPConfig
@@ -41,8 +39,8 @@ def train_system(
         check_folder(out, recipe)
     model, stages = system.prepare(recipe, init=start, folder=out)  # type: ignore[misc]
     origin = start.fingerprint if start is not None else ""
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    fitted = fit(model, *stages, out=out, identity=recipe_fingerprint(recipe, origin), device=device)
+    identity = recipe_fingerprint(recipe, origin)
+    fitted = fit(model, *stages, out=out, identity=identity, device=distributed.device())
     model.eval()
     evaluation = next((row["evaluation"] for row in reversed(fitted.rows) if "evaluation" in row), {})
     if distributed.rank(group) == 0:

@@ -27,7 +27,7 @@ from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig
 from openvocab.clip.saved import CLIPSystemConfig, CLIPSystemModel
-from openvocab.clip.values import Dense, dense_values, stride
+from openvocab.clip.values import Dense, dense_values
 from openvocab.clip.vocabulary import vocabulary
 from openvocab.data.decode import opened, to_rgb
 from openvocab.data.depths import Depths, open_depths
@@ -106,7 +106,7 @@ class DepthCLIP(CLIPSystemModel):
     def responses(self, image: Image.Image) -> Responses:
         """s cos of each word at each place, of the picture and of its mirror image turned back."""
         words = vocabulary(self.clip, self.config.words, self.config.template)
-        pixels = dense_pixels(to_rgb(image), self.preprocessing, stride(self.clip))
+        pixels = dense_pixels(to_rgb(image), self.preprocessing, self.clip.config.image.stride)
         with evaluating(self):
             embeds, grid = self(torch.cat([pixels, pixels.flip(3)]).to(self.device))
         fits = self.clip.scale().detach() * embeds @ words.embeds.to(embeds).T

@@ -21,7 +21,7 @@ from openvocab.blocks.vit import ViTConfig
 from openvocab.clip.dense import TINY_CLIP, Segmentation, dense_pixels, measure_segmentation, segmented
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
-from openvocab.clip.values import Dense, dense_values, stride
+from openvocab.clip.values import Dense, dense_values
 from openvocab.clip.vocabulary import Vocabulary, check_model, vocabulary
 from openvocab.data.annotated import Annotated, open_source
 from openvocab.data.decode import opened, to_rgb
@@ -80,7 +80,7 @@ class MaskCLIP(nn.Module):
         if not isinstance(labels, Vocabulary):
             labels = vocabulary(self.clip, labels, templates)
         check_model(self.clip, labels)
-        pixels = dense_pixels(to_rgb(image), self.clip.preprocessing, stride(self.clip), short_side_px)
+        pixels = dense_pixels(to_rgb(image), self.clip.preprocessing, self.clip.config.image.stride, short_side_px)
         with evaluating(self.clip):
             embeds, keys, (rows, cols) = self(pixels.to(self.clip.logit_scale.device))
         logits = (self.clip.scale().detach() * embeds[0] @ labels.embeds.to(embeds).T).float().cpu()

@@ -54,6 +54,11 @@ def _own_device() -> torch.device | None:
     return device
 
 
+def device() -> torch.device:
+    """Where this process trains: its CUDA device if there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def shutdown() -> None:
     """Leaves the group that `init` joined; nothing to do for a single process."""
     if dist.is_initialized():

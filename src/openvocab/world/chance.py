@@ -3,9 +3,16 @@
 import hashlib
 
 import numpy as np
-from jaxtyping import Float, Int, UInt32
+from jaxtyping import Float, Int, UInt32, UInt64
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(values: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
+    """The splitmix64 finaliser: a bijection of 64-bit numbers without visible structure."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def uniforms(stream: str, rows: Int[np.ndarray, " row"], num_columns: int) -> Float[np.ndarray, "row {num_columns}"]:
@@ -15,11 +22,7 @@ def uniforms(stream: str, rows: Int[np.ndarray, " row"], num_columns: int) -> Fl
     """
     key = np.uint64(int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little"))
     counter = (rows.astype(np.uint64)[:, None] << np.uint64(16)) | np.arange(num_columns, dtype=np.uint64)
-    x = counter * _GOLDEN + key
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return (x >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+    return (mix(counter * GOLDEN + key) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
 def keys(stream: str, rows: Int[np.ndarray, " row"]) -> UInt32[np.ndarray, " row"]:

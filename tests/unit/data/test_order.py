@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from openvocab.data.order import Order, draws, keys_of, mix, uniforms
+from openvocab.data.order import Order, draws, keys_of, uniforms
+from openvocab.world.chance import mix
 
 
 def test_mixer_equals_the_published_splitmix64_sequence():

@@ -43,6 +43,7 @@ from openvocab.shapes import Batch
 from openvocab.system import Recipe, System
 from openvocab.systems.vild.model import BOX_WEIGHTS, ViLD, ViLDConfig, plain
 from openvocab.systems.vild.regions import Sample, Stored, ViLDData, by_picture, store_regions
+from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
 from openvocab.train.fit import Stage, fit
 from openvocab.train.step import Losses
@@ -173,7 +174,7 @@ def prepare(
     stored: Stored = {}
     if recipe.model.method not in ("text", "closed"):
         detector = init if isinstance(init, ViLD) else _proposer(recipe, init, folder)
-        stored = by_picture(store_regions(detector.to(_device()), data, recipe.data.regions), data)
+        stored = by_picture(store_regions(detector.to(distributed.device()), data, recipe.data.regions), data)
     torch.manual_seed(recipe.fit.seed)
     model = ViLD(replace(recipe.model, clip=clip.config, labels=data.labels), clip)
     model.texts.copy_(model.words(data.labels).embeds)
@@ -192,13 +193,9 @@ def _proposer(recipe: Recipe[ViLDConfig], clip: CLIP, folder: Path | None) -> Vi
     if not (run / "model").exists():
         note(f"a detector that proposes regions, into {run}")
         model, stages = prepare(recipe, clip, run)
-        fit(model, *stages, out=run, identity=identity, device=_device())
+        fit(model, *stages, out=run, identity=identity, device=distributed.device())
         model.save(run / "model")
     return ViLD.load(run / "model")
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def evaluate(model: ViLD, data: Annotated, novel: Sequence[str] | None = None) -> dict[str, float]:
