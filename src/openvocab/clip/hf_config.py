@@ -36,6 +36,14 @@ _HF_ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "relu": "relu",
 }
+_TOWER = {
+    "dim": "hidden_size",
+    "mlp_dim": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "norm_eps": "layer_norm_eps",
+}
+"""Our fields of either tower and theirs."""
 _FOREIGN_PARTS = {
     "align": "an EfficientNet image tower",
     "altclip": "an XLM-RoBERTa text tower",
@@ -81,31 +89,21 @@ def from_hf_config(config: Json, preprocessor: Json | None = None) -> CLIPConfig
     image_tower = ViTConfig(
         image_size=image_size,
         patch_size=square(image["patch_size"]),
-        dim=image["hidden_size"],
-        layers=image["num_hidden_layers"],
-        heads=image["num_attention_heads"],
-        mlp_dim=image["intermediate_size"],
-        activation=_hf_activation(image),
-        norm_eps=image["layer_norm_eps"],
         class_token=not siglip,
         pool="attention" if siglip else "class",
         pre_norm=not siglip,
         patch_bias=siglip,
         projection="none" if siglip else "linear",
+        **_read(image),
     )
     text_tower = TextConfig(
         vocabulary_size=text["vocab_size"],
         context_length=text["max_position_embeddings"],
-        dim=text["hidden_size"],
-        layers=text["num_hidden_layers"],
-        heads=text["num_attention_heads"],
-        mlp_dim=text["intermediate_size"],
-        activation=_hf_activation(text),
-        norm_eps=text["layer_norm_eps"],
         causal=not siglip,
         pool="last" if siglip else "end",
         end_id=text["vocab_size"] - 1 if siglip else end_id,
         projection="affine" if siglip else "linear",
+        **_read(text),
     )
     embed_dim = image["hidden_size"] if siglip else config.get("projection_dim", 512)
     init: Json = {}
@@ -116,10 +114,18 @@ def from_hf_config(config: Json, preprocessor: Json | None = None) -> CLIPConfig
     return CLIPConfig(image=image_tower, text=text_tower, embed_dim=embed_dim, preprocess=steps, **init)
 
 
-def _hf_activation(values: Json) -> Activation:
+def _read(values: Json) -> Json:
+    """The fields of either tower."""
     if values["hidden_act"] not in _HF_ACTIVATIONS:
         raise ValueError(f"config.json: hidden_act {values['hidden_act']!r} is not supported")
-    return _HF_ACTIVATIONS[values["hidden_act"]]
+    found = {ours: values[theirs] for ours, theirs in _TOWER.items()}
+    return found | {"activation": _HF_ACTIVATIONS[values["hidden_act"]]}
+
+
+def _written(tower: ViTConfig | TextConfig) -> Json:
+    """What `_read` reads."""
+    names = {ours: theirs for theirs, ours in reversed(_HF_ACTIVATIONS.items())}
+    return {theirs: getattr(tower, ours) for ours, theirs in _TOWER.items()} | {"hidden_act": names[tower.activation]}
 
 
 def to_hf_config(config: CLIPConfig) -> Json:
@@ -148,29 +154,18 @@ def to_hf_config(config: CLIPConfig) -> Json:
             raise ValueError("the hf layout cannot hold a logit bias beside a CLIP image tower")
         if text.end_id == _LEGACY_END_ID:
             raise ValueError("the hf layout cannot hold end id 2: transformers reads it as the largest id of a row")
-    names = {ours: theirs for theirs, ours in reversed(_HF_ACTIVATIONS.items())}
     kind = "siglip" if siglip else "clip"
     text_config = {
         "model_type": f"{kind}_text_model",
         "vocab_size": text.vocabulary_size,
-        "hidden_size": text.dim,
-        "intermediate_size": text.mlp_dim,
-        "num_hidden_layers": text.layers,
-        "num_attention_heads": text.heads,
         "max_position_embeddings": text.context_length,
-        "hidden_act": names[text.activation],
-        "layer_norm_eps": text.norm_eps,
+        **_written(text),
     }
     image_config = {
         "model_type": f"{kind}_vision_model",
-        "hidden_size": image.dim,
-        "intermediate_size": image.mlp_dim,
-        "num_hidden_layers": image.layers,
-        "num_attention_heads": image.heads,
         "image_size": image.image_size,
         "patch_size": image.patch_size,
-        "hidden_act": names[image.activation],
-        "layer_norm_eps": image.norm_eps,
+        **_written(image),
     }
     out = {
         "architectures": ["SiglipModel" if siglip else "CLIPModel"],

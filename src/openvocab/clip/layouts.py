@@ -310,27 +310,29 @@ _PLAIN_PROJECTION = [transpose("text.projection.weight", "text_projection")]
 _CUSTOM_PROJECTION = [transpose("text.projection.weight", "text.text_projection")]
 _AFFINE_PROJECTION = [same("text.projection.{p}", "text.text_projection.{p}")]
 
-_HF_CLIP = [
-    same("image.stem.weight", "vision_model.embeddings.patch_embedding.weight"),
-    same("image.class_token", "vision_model.embeddings.class_embedding"),
+_HF_TOWERS = [
     same("image.positions", "vision_model.embeddings.position_embedding.weight"),
-    same("image.pre_norm.{p}", "vision_model.pre_layrnorm.{p}"),
     *hf_blocks("image.blocks", "vision_model.encoder.layers"),
     same("image.norm.{p}", "vision_model.post_layernorm.{p}"),
-    same("image.projection.weight", "visual_projection.weight"),
     same("text.embedding.weight", "text_model.embeddings.token_embedding.weight"),
     same("text.positions", "text_model.embeddings.position_embedding.weight"),
     *hf_blocks("text.blocks", "text_model.encoder.layers"),
     same("text.norm.{p}", "text_model.final_layer_norm.{p}"),
+]
+
+_HF_CLIP = [
+    *_HF_TOWERS,
+    same("image.stem.weight", "vision_model.embeddings.patch_embedding.weight"),
+    same("image.class_token", "vision_model.embeddings.class_embedding"),
+    same("image.pre_norm.{p}", "vision_model.pre_layrnorm.{p}"),
+    same("image.projection.weight", "visual_projection.weight"),
     same("text.projection.weight", "text_projection.weight"),
     same("logit_scale", "logit_scale"),
 ]
 
 _HF_SIGLIP = [
+    *_HF_TOWERS,
     same("image.stem.{p}", "vision_model.embeddings.patch_embedding.{p}"),
-    same("image.positions", "vision_model.embeddings.position_embedding.weight"),
-    *hf_blocks("image.blocks", "vision_model.encoder.layers"),
-    same("image.norm.{p}", "vision_model.post_layernorm.{p}"),
     lead("image.pool.probe", "vision_model.head.probe", axes=2),
     join(
         ("image.pool.attention.q.{p}", "image.pool.attention.kv.{p}"), "vision_model.head.attention.in_proj_{p}", (1, 2)
@@ -339,10 +341,6 @@ _HF_SIGLIP = [
     same("image.pool.norm.{p}", "vision_model.head.layernorm.{p}"),
     same("image.pool.mlp.up.{p}", "vision_model.head.mlp.fc1.{p}"),
     same("image.pool.mlp.down.{p}", "vision_model.head.mlp.fc2.{p}"),
-    same("text.embedding.weight", "text_model.embeddings.token_embedding.weight"),
-    same("text.positions", "text_model.embeddings.position_embedding.weight"),
-    *hf_blocks("text.blocks", "text_model.encoder.layers"),
-    same("text.norm.{p}", "text_model.final_layer_norm.{p}"),
     same("text.projection.{p}", "text_model.head.{p}"),
     lead("logit_scale", "logit_scale", axes=1),
     lead("logit_bias", "logit_bias", axes=1),

@@ -198,15 +198,11 @@ def to_open_clip_config(config: CLIPConfig) -> Json:
         model["vision_cfg"] = {
             "image_size": image.image_size,
             "patch_size": image.patch_size,
-            "width": image.dim,
-            "layers": image.layers,
             "head_width": image.dim // image.heads,
-            "mlp_ratio": _ratio(image.dim, image.mlp_dim),
             "no_ln_pre": not image.pre_norm,
             "pool_type": "tok" if image.pool == "class" else "avg",
             "final_ln_after_pool": image.pool == "mean",
-            **_to_open_clip_activation(image.activation),
-            **({"norm_kwargs": {"eps": image.norm_eps}} if image.norm_eps != 1e-5 else {}),
+            **_to_open_clip_tower(image),
         }
     model["text_cfg"] = _to_open_clip_text(text)
     if text.projection != "linear" or (isinstance(image, ViTConfig) and image.pool == "attention"):
@@ -223,24 +219,26 @@ def _to_open_clip_text(text: TextConfig) -> Json:
     return {
         "context_length": text.context_length,
         "vocab_size": text.vocabulary_size,
-        "width": text.dim,
         "heads": text.heads,
-        "layers": text.layers,
-        "mlp_ratio": _ratio(text.dim, text.mlp_dim),
         "no_causal_mask": not text.causal,
         "pool_type": "last" if text.pool == "last" else "argmax" if last_id else "eos",
         "eos_id": text.end_id,
         "proj_bias": text.projection == "affine",
         "proj_type": "none" if text.projection == "none" else "linear",
-        **_to_open_clip_activation(text.activation),
-        **({"norm_kwargs": {"eps": text.norm_eps}} if text.norm_eps != 1e-5 else {}),
+        **_to_open_clip_tower(text),
     }
 
 
-def _to_open_clip_activation(activation: Activation) -> Json:
-    if activation == "relu":
+def _to_open_clip_tower(tower: ViTConfig | TextConfig) -> Json:
+    """What is said of either tower."""
+    if tower.activation == "relu":
         raise ValueError("the open_clip layout cannot hold ReLU transformers")
-    return {"act_kwargs": {"approximate": "tanh"}} if activation == "gelu_tanh" else {}
+    values: Json = {"width": tower.dim, "layers": tower.layers, "mlp_ratio": _ratio(tower.dim, tower.mlp_dim)}
+    if tower.activation == "gelu_tanh":
+        values["act_kwargs"] = {"approximate": "tanh"}
+    if tower.norm_eps != 1e-5:
+        values["norm_kwargs"] = {"eps": tower.norm_eps}
+    return values
 
 
 def _to_timm(image: ViTConfig) -> Json:

@@ -141,7 +141,8 @@ def from_hf(values: dict[str, Any]) -> PreprocessConfig:
     Raises:
         ValueError: a step that this pipeline does not have; the message names it.
     """
-    unknown = [name for name in values if name not in _HF_STEPS and name not in _HF_LABELS and values[name]]
+    known = _HF_LABELS | to_hf(PreprocessConfig()).keys()
+    unknown = [name for name in values if name not in known and values[name]]
     if unknown:
         raise ValueError(f"preprocessor_config.json: step {unknown[0]!r} is not supported")
     if not values.get("do_resize", True):
@@ -311,19 +312,6 @@ def _decode_jpeg(content: bytes, exif: bool) -> UInt8[np.ndarray, "height width 
     return np.ascontiguousarray(_UPRIGHT[orientation](pixels)) if orientation in _UPRIGHT else pixels
 
 
-_HF_STEPS = {
-    "do_resize",
-    "size",
-    "resample",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "do_convert_rgb",
-}
 _HF_LABELS = {"feature_extractor_type", "image_processor_type", "processor_class", "_valid_processor_keys"}
 
 

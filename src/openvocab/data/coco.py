@@ -110,9 +110,8 @@ def read_regions(path: Path, name: str) -> Float32[np.ndarray, "box 4"]:
 
 def write_coco(data: Annotated, folder: Path) -> Path:
     """Writes pictures and `instances.json`, with captions and their spans where a source has them."""
-    category = {"id": 1, "name": ""}
     content: dict[str, Any] = {"images": [], "annotations": []}
-    content["categories"] = [{**category, "id": row + 1, "name": label} for row, label in enumerate(data.labels)]
+    content["categories"] = [{"id": row + 1, "name": label} for row, label in enumerate(data.labels)]
     for index in range(len(data)):
         found = data.read(index)
         name = f"{Path(found.key).stem}.png"
