@@ -331,4 +331,4 @@ def _read_boxes(path: Path, image: Any, name: str) -> Any:
     from openvocab.blocks.boxes import clip_boxes
     from openvocab.data.coco import read_regions
 
-    return clip_boxes(torch.from_numpy(read_regions(path, name)), image.size[::-1])
+    return clip_boxes(torch.from_numpy(read_regions(path, name)), (image.height, image.width))

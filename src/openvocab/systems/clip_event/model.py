@@ -167,7 +167,7 @@ class CLIPEvent(CLIPSystemModel):
         rows, cols = maps.shape[1:]
         margin = torch.tensor([-0.5, -0.5, 0.5, 0.5])
         places = (spots(maps) + margin) * torch.tensor([image.width / cols, image.height / rows] * 2)
-        return clip_boxes(places, image.size[::-1])
+        return clip_boxes(places, (image.height, image.width))
 
     def _chances(
         self, image: Image.Image, boxes: Boxes | Detection | None, places: Boxes, ontology: Ontology
