@@ -106,10 +106,6 @@ class ProbePool(nn.Module):
         return (pooled + self.mlp(self.norm(pooled))).squeeze(1), attention
 
 
-def _patches(config: ViTConfig) -> nn.Module:
-    return nn.Conv2d(3, config.dim, config.patch_size, stride=config.patch_size, bias=config.patch_bias)
-
-
 def convolutions(dim: int, patch_size: int) -> nn.Module:
     """Halvings by 3 x 3 convolutions, channels doubling up to the model's width, then one of 1 x 1."""
     halvings = patch_size.bit_length() - 1
@@ -134,10 +130,10 @@ class ViT(nn.Module):
     ):
         super().__init__()
         self.config = config
-        dim = config.dim
-        self.stem = stem or (
-            convolutions(config.dim, config.patch_size) if config.stem == "convolutions" else _patches(config)
-        )
+        dim, patch = config.dim, config.patch_size
+        if stem is None and config.stem == "convolutions":
+            stem = convolutions(dim, patch)
+        self.stem = stem or nn.Conv2d(3, dim, patch, stride=patch, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.empty(dim)) if config.class_token else None
         self.positions = nn.Parameter(torch.empty(config.grid[0] * config.grid[1] + config.class_token, dim))
         self.pre_norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.pre_norm else nn.Identity()

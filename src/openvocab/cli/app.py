@@ -74,11 +74,16 @@ def trained(source: str | None, verb: str, system: str) -> Any:
     return model
 
 
-def read_names(text: str) -> list[list[str]]:
+def given_labels(text: str) -> str | list[str]:
     """Labels from the command line: a file of them, or names between commas."""
+    return text if Path(text).is_file() else text.split(",")
+
+
+def read_names(text: str) -> list[list[str]]:
+    """The names of each of `given_labels`."""
     from openvocab.clip.vocabulary import read_labels
 
-    return read_labels(text if Path(text).is_file() else text.split(","))
+    return read_labels(given_labels(text))
 
 
 def default_file() -> Path:

@@ -15,6 +15,7 @@ from openvocab.cli.app import (
     Templates,
     app,
     chosen_model,
+    given_labels,
     read_names,
     read_shard,
     show,
@@ -62,7 +63,7 @@ def classify(
     if (Path(labels) / classifier.RECORD).is_file():
         words = classifier.load(labels)
     else:
-        words = encoder.clip.vocabulary(labels if Path(labels).is_file() else labels.split(","), templates)
+        words = encoder.clip.vocabulary(given_labels(labels), templates)
     if out is not None:
         given = pictures[0] if len(pictures) == 1 else pictures
         written = classify_files(
@@ -155,7 +156,7 @@ def segment(
 
     segmenter = loading.with_verb(loading.load(source), "segment")
     image = decode(picture)
-    words = labels if Path(labels).is_file() else labels.split(",")
+    words = given_labels(labels)
     found = segmenter.segment(image, words, templates=templates, none_below=none_below)
     rows = [
         {"label": label, "score": score, "area": mask.double().mean().item()}
@@ -251,7 +252,7 @@ def detect(
     from openvocab.lab import overlay
 
     image, name = decode(picture), Path(picture).name
-    words = labels if Path(labels).is_file() else labels.split(",")
+    words = given_labels(labels)
     if boxes:
         regions = _read_boxes(boxes, image, name)
         found = name_regions(loading.load(source), image, regions, words, templates=templates)

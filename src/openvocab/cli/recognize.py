@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from openvocab.cli.app import Json, Labels, Model, Templates, app, chosen_model, show
+from openvocab.cli.app import Json, Labels, Model, Templates, app, chosen_model, given_labels, show
 
 READERS = {"videos": ("clip4clip", "zeroshot"), "clouds of points": ("pointclip", "realistic")}
 """What any CLIP reads them with, and in which size."""
@@ -46,7 +46,7 @@ def recognize(
     reader = systems.get(system).build(size, opened) if isinstance(opened, CLIP) else opened
     if not hasattr(reader, "recognize") or (reader.system == "pointclip") != (system == "pointclip"):
         raise ValueError(f"{source} is a {type(reader).__name__}, which cannot read {kind}; any CLIP can")
-    words = labels if Path(labels).is_file() else labels.split(",")
+    words = given_labels(labels)
     answers = [reader.recognize(path, words, **({"templates": templates} if templates else {})) for path in paths]
     rows = [{"path": path, "labels": best} for path, answer in zip(paths, answers) for best in answer.top()]
     said = {"kind": answers[0].kind, "unseen_words": answers[0].unseen_words, "model": answers[0].model}

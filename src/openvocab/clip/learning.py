@@ -28,7 +28,7 @@ from openvocab.data.pictures import Shown
 from openvocab.data.radiographs import open_radiographs
 from openvocab.data.scenes import TEST_SEED, HardNegatives, drawn_anew, open_scenes
 from openvocab.data.shapes import is_shapes, open_shapes
-from openvocab.data.source import Pairs, PairsConfig
+from openvocab.data.source import Indexed, Pairs, PairsConfig
 from openvocab.shapes import Tokens
 from openvocab.train import distributed
 from openvocab.train.config import FitConfig, GroupConfig, OptimConfig
@@ -202,7 +202,7 @@ def annotated_batches(
 
 
 def shared_batches(
-    fetch: Fetch, data: Pairs | Annotated, *, batch_size: int, seed: int, workers: int = 0, folder: Path | None = None
+    fetch: Fetch, data: Indexed, *, batch_size: int, seed: int, workers: int = 0, folder: Path | None = None
 ) -> Batches:
     """What `fetch` makes, on every process its share; unreadable samples are written down in the run's folder."""
     group = distributed.world()

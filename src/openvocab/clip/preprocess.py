@@ -251,7 +251,6 @@ class _Frame:
     width: int
     height: int
     image_size: int
-    resize_mode: str
 
     @property
     def size(self) -> tuple[int, int]:
@@ -280,7 +279,7 @@ def _frame(width: int, height: int, config: PreprocessConfig) -> _Frame:
         resized = max(1, round(width / ratio)), max(1, round(height / ratio))
     if resized[0] * resized[1] > MAX_PIXELS:  # a line of pixels would become gigabytes
         raise ValueError(f"picture of {width} x {height} pixels is too thin to be resized to {size} x {size}")
-    return _Frame(*resized, size, config.resize_mode)
+    return _Frame(*resized, size)
 
 
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {

@@ -106,23 +106,26 @@ def _vocabulary(encoder: Encoder, names: Names, patterns: tuple[str, ...], cache
     shown = tuple(each[0] for each in names)
     known = known_words(clip.trained_on)
     unseen = {each[0]: missing for each in names if (missing := unseen_words(known, each))}
-    path = None
+    path = embeds = None
     if cache and clip.fingerprint:
         mark = storage.fingerprint(clip.fingerprint, encoder.numerics, names, patterns)
         path = storage.cache_folder("vocabularies") / f"{mark}.npy"
         embeds = _read(path, (len(names), clip.config.embed_dim))
-        if embeds is not None:
-            return Vocabulary(shown, embeds, patterns, clip.name, clip.fingerprint, unseen)
+    if embeds is None:
+        embeds = _ensembled(encoder, names, patterns)
+        if path is not None:
+            with storage.atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.save(file, embeds.numpy())
+    return Vocabulary(shown, embeds, patterns, clip.name, clip.fingerprint, unseen)
+
+
+def _ensembled(encoder: Encoder, names: Names, patterns: tuple[str, ...]) -> Float[Tensor, "label embed"]:
     prompts = [fill(pattern, name) for each in names for name in each for pattern in patterns]
-    _check_lengths(clip, prompts)
+    _check_lengths(encoder.clip, prompts)
     counts = torch.tensor([len(each) * len(patterns) for each in names])
     owners = torch.repeat_interleave(torch.arange(len(names)), counts)
-    sums = torch.zeros(len(names), clip.config.embed_dim).index_add_(0, owners, encoder.texts(prompts))
-    embeds = F.normalize(sums / counts.unsqueeze(1), dim=-1)
-    if path is not None:
-        with storage.atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.save(file, embeds.numpy())
-    return Vocabulary(shown, embeds, patterns, clip.name, clip.fingerprint, unseen)
+    sums = torch.zeros(len(names), encoder.embed_dim).index_add_(0, owners, encoder.texts(prompts))
+    return F.normalize(sums / counts.unsqueeze(1), dim=-1)
 
 
 def read_labels(labels: Labels) -> Names:

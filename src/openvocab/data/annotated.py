@@ -4,7 +4,7 @@ Sources are told apart by what they are: a COCO json (`data.coco`), a folder of 
 (`data.index_masks`), or `scenes`, drawn with exact truth.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from openvocab.data.batches import Fetched, readable
 from openvocab.data.order import Rows
+from openvocab.data.source import Indexed
 from openvocab.metrics.segment import IGNORED
 from openvocab.world.caption import Caption
 from openvocab.world.scene import Holdout, WorldConfig
@@ -46,24 +47,14 @@ class Annotation:
     caption: Caption | None = None
 
 
-class Annotated(ABC):
-    """Pictures by index, with their annotations.
+class Annotated(Indexed):
+    """Pictures with their annotations.
 
     Attributes:
         labels: what objects and pixels may show.
-        fingerprint: identity of the content.
     """
 
-    source: str
     labels: tuple[str, ...]
-    fingerprint: str
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def key(self, index: int) -> str:
-        """The picture's name in the source."""
 
     @abstractmethod
     def read(self, index: int) -> Annotation:

@@ -4,7 +4,7 @@ A clip list is a table (`.csv`, `.tsv`, `.jsonl`, `.parquet`) with a column `pat
 `start_s`, `end_s`, `caption` and `label`. Rows of the same part of the same file are one clip with several captions.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ from PIL import Image
 
 from openvocab.config import to_dict
 from openvocab.data.scenes import drawn_anew
-from openvocab.data.source import CAPTION_KEYS, LABEL_KEYS, caption_texts, choose_key
+from openvocab.data.source import CAPTION_KEYS, LABEL_KEYS, Indexed, caption_texts, choose_key
+from openvocab.data.spool import stamp
 from openvocab.data.tables import stream_list
 from openvocab.data.video import open_video
 from openvocab.storage import fingerprint
@@ -65,22 +66,8 @@ class Sampling:
         return frames[::-1] if self.order == "reversed" else frames
 
 
-class ClipSource(ABC):
-    """Clips by index.
-
-    Attributes:
-        fingerprint: identity of the content.
-    """
-
-    source: str
-    fingerprint: str
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def key(self, index: int) -> str:
-        """The clip's unique name in the source."""
+class ClipSource(Indexed):
+    """Clips with what is said of them."""
 
     @abstractmethod
     def captions(self, index: int) -> tuple[str, ...]:
@@ -154,7 +141,7 @@ class ClipFiles(ClipSource):
     def __init__(self, source: str, clips: dict[str, Clip]):
         self.source = source
         self._keys, self.clips = list(clips), list(clips.values())
-        stamps = [(s.st_size, s.st_mtime_ns) if (s := _status(clip.path)) else None for clip in self.clips]
+        stamps = [stamp(clip.path) for clip in self.clips]
         said = [(clip.captions, clip.label) for clip in self.clips]
         self.fingerprint = fingerprint(self._keys, stamps, said)
 
@@ -282,7 +269,3 @@ def _seconds(value: Any, where: str) -> float | None:
         return None if value in (None, "") else float(value)
     except ValueError:
         raise ValueError(f"{where} is {value!r}, expected seconds") from None
-
-
-def _status(path: Path) -> Any:
-    return path.stat() if path.exists() else None

@@ -13,6 +13,7 @@ from openvocab.data.folders import tables_in, walk_pictures
 from openvocab.data.pairs import source_paths
 from openvocab.data.shards import index_shard
 from openvocab.data.source import IMAGE_SUFFIXES, FileRange, PairsConfig
+from openvocab.data.spool import stamp
 from openvocab.data.tables import TABLE_SUFFIXES, stream_pictures
 from openvocab.progress import track
 
@@ -70,9 +71,9 @@ class Collection:
         whole = self._places[:, 2] < 0
         stamps = array("q")
         for number in np.unique(self._places[~whole, 0]):
-            stamps.extend(_stamp(self._files[number]))
+            stamps.extend(stamp(self._files[number]))
         for row in np.flatnonzero(whole):
-            stamps.extend(_stamp(self._files[self._places[row, 0]] / self._name(row)))
+            stamps.extend(stamp(self._files[self._places[row, 0]] / self._name(row)))
         digest = hashlib.sha256(self._names)
         for values in (self._ends, self._rows, self._places, stamps):
             digest.update(values.tobytes())
@@ -165,11 +166,3 @@ def _prefixes(paths: list[Path]) -> list[str]:
     parents = [path.absolute().parent for path in paths]
     shared = os.path.commonpath(parents)
     return [f"{parent.relative_to(shared).as_posix()}/".removeprefix("./") for parent in parents]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:  # a missing file is a failure of its own
-        return 0, 0
-    return status.st_size, status.st_mtime_ns

@@ -89,19 +89,15 @@ class FileRange:
         return content
 
 
-class Pairs(ABC):
-    """A map-style data set of pictures with captions.
+class Indexed(ABC):
+    """Samples by index.
 
     Attributes:
         source: what messages call it.
-        classnames: names of labels 0, 1, ...; empty when there are no classes.
-        excluded: entries of the source that can never be samples, by key, with the reason.
         fingerprint: of what was opened; equal for equal content and settings.
     """
 
     source: str
-    classnames: tuple[str, ...] = ()
-    excluded: dict[str, str]
     fingerprint: str
 
     @abstractmethod
@@ -110,6 +106,18 @@ class Pairs(ABC):
     @abstractmethod
     def key(self, index: int) -> str:
         """The sample's unique name in the source."""
+
+
+class Pairs(Indexed):
+    """A map-style data set of pictures with captions.
+
+    Attributes:
+        classnames: names of labels 0, 1, ...; empty when there are no classes.
+        excluded: entries of the source that can never be samples, by key, with the reason.
+    """
+
+    classnames: tuple[str, ...] = ()
+    excluded: dict[str, str]
 
     @abstractmethod
     def captions(self, index: int) -> tuple[str, ...]:
@@ -196,6 +204,9 @@ class Part(Pairs):
 
     def image(self, index: int) -> Image.Image:
         return self.whole.image(self.rows[index])
+
+    def content(self, index: int) -> bytes:
+        return self.whole.content(self.rows[index])
 
 
 def picture(where: FileRange, key: str, config: PairsConfig) -> Image.Image:

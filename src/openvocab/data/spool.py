@@ -11,10 +11,18 @@ from openvocab.data.source import FileRange
 from openvocab.storage import atomic_path, cache_folder, fingerprint
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """A file's size and time of change; of a missing file, which is a failure of its own, zeros."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
 def file_mark(path: Path, *settings: str) -> str:
     """A fingerprint of a file by its place, size and time of change, for what is cached about it."""
-    stat = path.stat()
-    return fingerprint(str(path.resolve()), stat.st_size, stat.st_mtime_ns, *settings)
+    return fingerprint(str(path.resolve()), *stamp(path), *settings)
 
 
 @dataclass(frozen=True)

@@ -153,4 +153,5 @@ def test_a_part_is_named_as_python_cuts_lists(folder):
     assert first.key(0) == whole.key(0)
     assert [rest[index].captions for index in range(len(rest))] == [whole.captions(index) for index in range(1, size)]
     assert rest.image(0).tobytes() == whole.image(1).tobytes()
+    assert rest.content(0) == (folder / names[1]).read_bytes()
     assert len({part.fingerprint for part in (whole, first, rest)}) == 3
