@@ -37,7 +37,8 @@ class Collection:
             try:
                 names += key.encode()
             except UnicodeEncodeError:
-                failures[key.encode(errors="backslashreplace").decode()] = "its name is not UTF-8: rename it"
+                named = key.encode(errors="backslashreplace").decode()
+                failures[named] = f"{named}: its name is not UTF-8; rename it"
                 continue
             ends.append(len(names))
             hashes.append(hash(key))
@@ -153,7 +154,7 @@ def _tables(paths: list[Path], failures: dict[str, str]) -> Iterator[_Found]:
             elif isinstance(picture, str) and picture.strip():
                 yield picture.strip(), paths[0].parent, 0, -1
             else:
-                failures[prefix + name] = "the row names no picture"
+                failures[prefix + name] = f"{prefix}{name}: the row names no picture"
 
 
 def _lines(path: Path) -> Iterator[str]:

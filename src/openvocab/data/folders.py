@@ -77,7 +77,7 @@ def walk_pictures(folder: Path, unreadable: Callable[[OSError], None] | None = N
         try:
             with os.scandir(place) as entries:
                 # With its slash a folder's name sorts as the paths of what is in it.
-                names = sorted(e.name + "/" * e.is_dir() for e in entries if _is_shown(e))
+                names = sorted(e.name + "/" * e.is_dir(follow_symlinks=False) for e in entries if _is_shown(e))
         except OSError as error:
             if unreadable is not None:
                 unreadable(error)
@@ -94,7 +94,14 @@ def walk_pictures(folder: Path, unreadable: Callable[[OSError], None] | None = N
 def _is_shown(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith("."):
         return False
-    return not entry.is_symlink() if entry.is_dir() else entry.name.lower().endswith(IMAGE_SUFFIXES)
+    if entry.is_dir(follow_symlinks=False):
+        return True
+    if not entry.name.lower().endswith(IMAGE_SUFFIXES):
+        return False
+    # Reading a link that leads nowhere says so; a pipe would be waited for.
+    return entry.is_file(follow_symlinks=False) or (
+        entry.is_symlink() and (os.path.isfile(entry.path) or not os.path.exists(entry.path))
+    )
 
 
 def read_sidecar(content: bytes, suffix: str, caption_key: str | None, where: str) -> tuple[str, ...]:

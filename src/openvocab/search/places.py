@@ -26,7 +26,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Unlisted:
-    """What could not be listed, a folder or a tar file, and why; what is known below it stays."""
+    """What could not be listed, a folder, a tar file or a link, and why; what is known of it and below it stays."""
 
     root: str
     path: str
@@ -70,10 +70,10 @@ def places(scope: Scope) -> Iterator[Place | Unlisted]:
                         continue
                     if item.is_dir(follow_symlinks=False):
                         folders.append(f"{path}/")
-                    elif (kind_of(path) or path.endswith(".tar")) and item.is_file():
-                        yield from _file(scope.root, path, item.stat())
+                    elif kind_of(path) or path.endswith(".tar"):
+                        yield from _linked(scope.root, path, item)
         except OSError as error:
-            yield Unlisted(scope.root, below, f"cannot be listed ({error.strerror or error})")
+            yield Unlisted(scope.root, below, f"{below or scope.root}: cannot be listed ({error.strerror or error})")
 
 
 def holder(root: str, path: str) -> tuple[Path, str] | None:
@@ -97,12 +97,22 @@ def in_shard(path: str, shard: tuple[int, int]) -> bool:
     return zlib.crc32(path.encode()) % shard[1] == shard[0]
 
 
+def _linked(root: str, path: str, item: os.DirEntry[str]) -> Iterator[Place | Unlisted]:
+    try:
+        status = item.stat() if item.is_file() else None
+    except OSError as error:  # a link to itself, or to where nobody may look, says nothing of the files beside it
+        yield Unlisted(root, path, f"{path}: cannot be read ({error.strerror or error})")
+        return
+    if status:
+        yield from _file(root, path, status)
+
+
 def _file(root: str, path: str, status: os.stat_result) -> Iterator[Place | Unlisted]:
     try:
         path.encode()
     except UnicodeEncodeError:
         named = os.fsencode(path).decode("utf-8", "backslashreplace")
-        yield Unlisted(root, named, "its name is not UTF-8")
+        yield Unlisted(root, named, f"{named}: its name is not UTF-8; rename it")
         return
     if kind := kind_of(path):
         yield Place(root, path, kind, status.st_size, status.st_mtime_ns)

@@ -190,12 +190,14 @@ class Store(ABC):
 
         with self.transaction():
             self.tell("INSERT INTO seen VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows())
-            for at in unlisted:  # what is known below it stays
+            for at in unlisted:  # what is known of it and below it stays
+                path = at.path.rstrip("/")
                 self.ask(
                     """INSERT INTO seen SELECT root, path, '', 0, 0, NULL, 0 FROM places
-                    WHERE root = ? AND path >= ? AND path < ? ON CONFLICT DO NOTHING""",
+                    WHERE root = ? AND (path = ? OR (path >= ? AND path < ?)) ON CONFLICT DO NOTHING""",
                     self._numbers[at.root],
-                    *_below(at.path.rstrip("/")),
+                    path,
+                    *_below(path),
                 )
         return {f"{at.root}/{at.path}": at.reason for at in unlisted}
 

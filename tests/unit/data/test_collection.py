@@ -38,6 +38,19 @@ def test_a_folder_is_walked_in_the_order_of_its_paths(tmp_path):
     assert found.file(2).path == tmp_path / "a/b/c.jpg"
 
 
+def test_links_that_lead_nowhere_are_listed_and_pipes_are_not(tmp_path):
+    (tmp_path / "a.png").touch()
+    os.symlink(tmp_path / "loop.png", tmp_path / "loop.png")
+    os.symlink(tmp_path / "none", tmp_path / "dangling.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink(tmp_path / "pipe.png", tmp_path / "piped.png")
+    found = open_collection(tmp_path)
+    assert keys(found) == ["a.png", "dangling.png", "loop.png"]
+    assert found.failures == {}
+    with pytest.raises(ValueError, match=r"loop.png: cannot be read"):
+        found.file(2).read()
+
+
 names = st.lists(st.sampled_from(["a", "b-", "b", "a.b", "+"]), min_size=1, max_size=3).map("/".join)
 
 
@@ -108,14 +121,14 @@ def test_names_that_are_not_utf8_are_failures(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.png")).touch()
     found = open_collection(tmp_path)
     assert keys(found) == ["a.png"]
-    assert list(found.failures) == [r"\udcff.png"]
+    assert found.failures == {r"\udcff.png": r"\udcff.png: its name is not UTF-8; rename it"}
 
 
 def test_rows_without_a_picture_are_failures_and_repeated_ones_count_once(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"image": "a.png"}\n{"image": null}\n{"image": "b.png"}\n{"image": "a.png"}\n')
     found = open_collection(tmp_path / "t.jsonl")
     assert keys(found) == ["b.png", "a.png"]
-    assert found.failures == {"t.jsonl:2": "the row names no picture"}
+    assert found.failures == {"t.jsonl:2": "t.jsonl:2: the row names no picture"}
     assert found.file(1).path == tmp_path / "a.png"
 
 
