@@ -152,7 +152,7 @@ def _read(knows: Knows, encoder: Encoder, levels: int, place: Place) -> _File:
     except MissingExtra as error:
         return _File(place, str(error))
     except (ValueError, OSError) as error:
-        return _File(place, digest=digest, content=replace(made, failure=str(error)))
+        return _File(place, digest=digest, content=replace(made, failure=_reason(error, place.path)))
     return _File(place, digest=digest, content=made, tiles=tiles)
 
 
@@ -178,7 +178,7 @@ def _video(path: Path, digest: str, encoder: Encoder, fps: float, levels: int, b
         )
         runs = list(video_rows(video, encoder, fps, levels=levels, batch_size=batch_size))
     except ValueError as error:
-        return replace(content, failure=str(error))
+        return replace(content, failure=_reason(error, path))
     vectors = torch.stack([run.vector for run in runs])
     return _shown(content, vectors, tuple(run.tile for run in runs), tuple((run.start_s, run.end_s) for run in runs))
 
@@ -189,6 +189,11 @@ def _shown(
     if not vectors.isfinite().all():
         return replace(content, failure="its embedding is not finite")
     return replace(content, vectors=vectors, tiles=tiles, spans=spans)
+
+
+def _reason(error: Exception, path: str | Path) -> str:
+    """Without the file's name: bytes that are copied or moved have others."""
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _facts(content: bytes) -> dict[str, Any]:

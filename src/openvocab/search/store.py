@@ -287,7 +287,7 @@ class Store(ABC):
         """Files of the source that cannot be read, by path."""
         return dict(
             self.ask(
-                """SELECT f.folder || '/' || s.path, c.failure FROM seen s
+                """SELECT f.folder || '/' || s.path, s.path || ': ' || c.failure FROM seen s
                 JOIN places p ON p.root = s.root AND p.path = s.path JOIN roots f ON f.root = s.root
                 JOIN contents c ON c.content = p.content WHERE c.failure IS NOT NULL ORDER BY s.root, s.path"""
             )
