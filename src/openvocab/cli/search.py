@@ -48,14 +48,13 @@ def search(
     from openvocab.search.index import Index
     from openvocab.search.records import Where
 
-    asked = Index.open(index)
+    where, asked = Where(kind, folder, since, until), Index.open(index)
     engine, _, precision = asked.about.numerics.partition(" ")
     encoder = loading.encoder(chosen_model(model or asked.opens), engine, precision)
     terms = [queries.Term(text=each) for each in (text, *(plus or ())) if each]
     terms += [queries.Term(text=each, weight=-1.0) for each in minus or ()]
     terms += [queries.Term(row=int(each)) if _is_row(each) else queries.Term(picture=each) for each in like or ()]
     start_s = time.perf_counter()
-    where = Where(kind, folder, since, until)
     if then:
         hits = queries.search_then(asked, encoder, terms, [queries.Term(text=then)], k=num, where=where)
     else:

@@ -1,5 +1,7 @@
 """What the parts of search hand to each other."""
 
+import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -90,8 +92,11 @@ class Where:
 
     Fields:
         folder: a folder below a root, with all below it.
-        since, until: ISO dates or times; `until` itself is left out.
+        since, until: ISO dates or times, or the beginnings of such; `until` itself is left out.
         path: one file.
+
+    Raises:
+        ValueError: what is no date.
     """
 
     kind: Kind | None = None
@@ -99,6 +104,23 @@ class Where:
     since: str | None = None
     until: str | None = None
     path: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("since", "until"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _date(name, given))
+
+
+def _date(name: str, given: str) -> str:
+    """As dates are kept, so that the order of texts is that of time."""
+    date = given.strip().replace(" ", "T")
+    try:
+        if not re.fullmatch(r"\d{4}(-\d\d(-\d\d(T.*)?)?)?", date):
+            raise ValueError
+        datetime.datetime.fromisoformat(date + "0000-01-01"[len(date) :])
+    except ValueError:
+        raise ValueError(f"{name} {given!r}: expected a date such as 2024, 2024-12 or 2024-12-31T18:00") from None
+    return date
 
 
 @dataclass(frozen=True)

@@ -212,3 +212,10 @@ def test_what_is_refused(tmp_path):
     other.numerics = "torch bfloat16"
     with pytest.raises(ValueError, match="torch bfloat16"):
         search(index, other, [Term(text="red")])
+
+
+def test_dates_are_in_the_order_of_time():
+    assert Where(since="2024-05-17 10:00").since == "2024-05-17T10:00"
+    for given in ("May", "2024-13", "2024-02-30", "20240517", "2024-W20-1", "2024-5"):
+        with pytest.raises(ValueError, match=f"until {given!r}: expected a date such as 2024"):
+            Where(until=given)
