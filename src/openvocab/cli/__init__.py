@@ -14,6 +14,9 @@ from openvocab import progress
 from openvocab.cli import ask, collect, create, learn, models, recognize, search, serve  # noqa: F401  registers verbs
 from openvocab.cli.app import app
 
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
+
 
 def main() -> NoReturn:
     """The `openvocab` command."""
@@ -26,6 +29,8 @@ def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit code; never a traceback for bad input."""
     try:
         code = app(args=arguments, standalone_mode=False, prog_name="openvocab")
+        if code == _INTERRUPTED:
+            progress.warn("interrupted; train, embed, index and classify --out go on with the same command")
         return code if isinstance(code, int) else 0
     except TyperException as error:
         message = error.format_message() if isinstance(error, ClickException) else str(error)
@@ -34,6 +39,3 @@ def run(arguments: list[str]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         progress.warn(str(error).replace("\n", " ") or type(error).__name__)
         return 1
-    except KeyboardInterrupt:
-        progress.warn("interrupted; a training run goes on with the same command")
-        return 130

@@ -1,5 +1,6 @@
 """The verb that answers over HTTP."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,4 +56,5 @@ def serve(
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         show({"address": address, "verbs": list(systems)}, as_json, address)
         progress.silence()  # bars of many callers at once say nothing
-        listen.server(served, options).run(sockets=[listener])
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            listen.server(served, options).run(sockets=[listener])
