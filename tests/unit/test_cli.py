@@ -29,6 +29,7 @@ from openvocab.world.scene import CLASSES
         (["convert", "a", "b"], "--to"),
         (["classify", "x.tar", "--labels", "a,b", "--model", "demo"], "x.tar is a collection: name its table"),
         (["classify", "x.png", "--labels", "a,b", "--model", "demo", "--shard", "0/2"], "needs --out"),
+        (["embed", "x.tar", "--out", "y", "--model", "demo", "--batch-size", "0"], "greater than or equal to 1"),
         (["embed", "x.tar", "--out", "y", "--model", "demo", "--shard", "1"], "expected i/n, for example 0/4"),
         (["embed", "x.tar", "--out", "y", "--workers", "2", "--shard", "0/2"], "give --workers or --shard"),
         (["embed", "x.tar", "--out", "y", "--model", "demo", "--metadata", "csv"], "expected jsonl or parquet"),
@@ -40,6 +41,19 @@ def test_bad_usage_exits_2_and_names_what_is_right(arguments, named, capsys):
     assert said.out == ""
     assert len(said.err.splitlines()) == 1
     assert named in said.err
+
+
+def test_an_interrupt_is_one_line(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(systems, "names", interrupted)
+    assert run(["systems"]) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines() == [
+        "openvocab: interrupted; train, embed, index and classify --out go on with the same command"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +72,9 @@ def test_bad_usage_exits_2_and_names_what_is_right(arguments, named, capsys):
         (["serve", "--model", "demo", "--set", "quue=1"], "nearest is 'queue'"),
         (["serve", "--model", "demo", "--port", "0", "--index", "{}/none"], "holds no index"),
         (["search", "{}/none", "a", "--model", "demo"], "holds no index"),
+        (["search", "{}/none", "a", "--since", "May"], "since 'May': expected a date such as 2024"),
+        (["index", "{}", "--out", "{}/idx", "--model", "demo", "--fps", "0"], "fps 0"),
+        (["index", "{}", "--out", "{}/idx", "--model", "demo", "--levels", "0"], "levels 0"),
         (["score", "{}/none.png", "a", "--model", "{}/none"], "none"),
         (["classify", "{}", "--labels", "a", "--model", "demo", "--out", "{}/a.csv"], "holds no pictures"),
         (["classify", "{}", "--labels", "a", "--model", "demo", "--out", "{}/a.xls"], "a name that ends in .csv"),

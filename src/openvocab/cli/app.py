@@ -30,7 +30,7 @@ Precision = Annotated[
 Data = Annotated[str, typer.Option("--data", help="A folder, table, tar shards, or scenes.")]
 Labels = Annotated[str, typer.Option("--labels", help="Names between commas, a file of them, a head of adapt.")]
 Templates = Annotated[str, typer.Option("--templates", help="A named set, one with {}, or a file of them.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures at a time.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Pictures at a time.")]
 Shard = Annotated[str, typer.Option("--shard", help="i/n: this process's share, i from 0.")]
 
 

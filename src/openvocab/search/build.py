@@ -6,6 +6,7 @@ that was killed and started again computes what an uninterrupted one does, bit f
 
 import contextlib
 import itertools
+import math
 import os
 import time
 from dataclasses import asdict
@@ -49,9 +50,11 @@ def build(
 
     Raises:
         FileNotFoundError: no such source.
-        ValueError: the index is another model's, has other settings, or is being built.
+        ValueError: the index is another model's, has other settings, or is being built; settings that embed nothing.
     """
     start_s = time.monotonic()
+    if not (0 < fps < math.inf and levels > 0 and batch_size > 0):
+        raise ValueError(f"fps {fps:g}, levels {levels}, batch_size {batch_size}: expected numbers above 0")
     covered = scopes(source)
     if not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard {shard[0]}/{shard[1]}: expected i/n with 0 <= i < n")

@@ -107,6 +107,18 @@ def test_broken_picture_is_listed_and_not_tried_again(folder, out, monkeypatch):
     assert build(out, folder, Colours()).failures == {}
 
 
+def test_a_broken_picture_is_called_by_each_of_its_names(folder, out):
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"nothing")
+    (folder / "a.mp4").write_bytes(b"nothing either")
+    build(out, folder, Colours())
+    (folder / "a.png").rename(folder / "c.png")
+    (folder / "a.mp4").rename(folder / "b.mp4")
+    for path, reason in build(out, folder, Colours()).failures.items():
+        assert reason.startswith(f"{os.path.basename(path)}: not a ")
+        assert reason.count(": ") == 1
+
+
 def test_vectors_that_are_not_finite_are_failures(folder, out):
     class Broken(Colours):
         def images(self, pixels):
@@ -114,7 +126,7 @@ def test_vectors_that_are_not_finite_are_failures(folder, out):
 
     built = build(out, folder, Broken())
     assert list(built.failures) == [f"{folder}/0/2.png"]
-    assert "not finite" in built.failures[f"{folder}/0/2.png"]
+    assert built.failures[f"{folder}/0/2.png"] == "0/2.png: its embedding is not finite"
     assert len(paths(out)) == 6
 
 
@@ -171,8 +183,23 @@ def test_what_is_below_a_folder_that_cannot_be_listed_stays(folder, out, monkeyp
     monkeypatch.setattr(os, "scandir", refused)
     built = build(out, folder, Colours())
     assert (built.removed, built.unchanged) == (1, 3)
-    assert built.failures == {f"{folder}/1/": "cannot be listed (Permission denied)"}
+    assert built.failures == {f"{folder}/1/": "1/: cannot be listed (Permission denied)"}
     assert "1/3.png" in paths(out)
+
+
+def test_a_link_that_cannot_be_followed_hides_nothing_else(folder, out):
+    build(out, folder, Colours())
+    shutil.copy(folder / "0" / "0.png", folder / "1.png")
+    (folder / "1.png").rename(folder / "1" / "after.png")
+    for name in ("0/0.png", "1/itself.png"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(folder / name)
+    os.mkfifo(folder / "pipe.png")
+    built = build(out, folder, Colours())
+    assert counts(built) == (1, 0, 0, 0, 6, 0)
+    reason = "cannot be read (Too many levels of symbolic links)"
+    assert built.failures == {f"{folder}/{name}": f"{name}: {reason}" for name in ("0/0.png", "1/itself.png")}
+    assert Index.open(out).find("0/0.png")  # as long as nobody knows what became of it
 
 
 def test_vectors_that_are_forgotten_make_room(folder, tmp_path):
