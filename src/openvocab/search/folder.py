@@ -53,16 +53,13 @@ class FolderStore(Store):
         # Where nothing can be written, not even the files beside which SQLite keeps its locks, nothing changes.
         fixed = "" if os.access(folder, os.W_OK) else "?immutable=1"
         at = path.absolute().as_uri() + fixed
-        self._db = sqlite3.connect(at, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+        with self._plainly():
+            self._db = sqlite3.connect(at, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
         self._snapshot: _Snapshot | None = None
         self._filtered = functools.lru_cache(_FILTERS)(self._filter)
-        try:
-            if about is not None:
-                self._create(about)
-            known = self.recall("about")
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path}: not an index ({error})") from None
-        self.about = About(**known)
+        if about is not None:
+            self._create(about)
+        self.about = About(**self.recall("about"))
 
     def _create(self, about: About) -> None:
         self.ask("PRAGMA journal_mode = WAL")
@@ -77,23 +74,33 @@ class FolderStore(Store):
                 self.remember("vectors", 0)
                 self.remember("end", 0)
 
-    def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
+    @contextlib.contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """Alone with the tables; what SQLite finds wrong, damage or a full disk, is one line that names the file."""
         with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise ValueError(f"{self.folder / 'index.sqlite'}: cannot be used as an index ({error})") from None
+
+    def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._plainly():
             return self._db.execute(question, values).fetchall()
 
     def tell(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        with self._lock:
+        with self._plainly():
             self._db.executemany(statement, rows)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        with self._lock:
+        with self._plainly():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # some errors end it
+                    self._db.execute("ROLLBACK")
                 raise
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
@@ -102,12 +109,15 @@ class FolderStore(Store):
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         # A lock of SQLite's: it is there on every platform, and ends with the process that holds it.
-        lock = sqlite3.connect(self.folder / "writer.lock", timeout=0, isolation_level=None)
+        with self._plainly():
+            lock = sqlite3.connect(self.folder / "writer.lock", timeout=0, isolation_level=None)
         with contextlib.closing(lock):
             try:
                 lock.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError:
-                raise ValueError(f"{self.folder}: another process builds this index; wait until it is done") from None
+            except sqlite3.Error as error:
+                busy = error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+                said = "another process builds this index; wait until it is done" if busy else str(error)
+                raise ValueError(f"{self.folder}: {said}") from None
             for statement in RUN_TABLES.format(**_TYPES).split(";"):
                 self.ask(statement)
             self._discard()
@@ -180,7 +190,7 @@ class FolderStore(Store):
 
     def _now(self) -> "_Snapshot":
         """What was last committed."""
-        with self._lock:
+        with self._plainly():
             version = self.ask("PRAGMA data_version")[0][0], self._db.total_changes
             if self._snapshot is None or self._snapshot.version != version:
                 self._db.execute("BEGIN")

@@ -48,9 +48,10 @@ class PostgresStore(Store):
         psycopg = require("psycopg", "pg", "an index in PostgreSQL")
         pgvector, types = (require(name, "pg", "an index in PostgreSQL") for name in ("pgvector", "pgvector.psycopg"))
         self._half, self._whole = pgvector.HalfVector, pgvector.Vector
-        known = psycopg.conninfo.conninfo_to_dict(url)
-        self.name = f"postgresql://{known.get('host', '')}/{known.get('dbname', '')}"  # errors show no password
+        self.name = "the address of the database"  # errors show no password
         try:
+            known = psycopg.conninfo.conninfo_to_dict(url)
+            self.name = f"postgresql://{known.get('host', '')}/{known.get('dbname', '')}"
             with contextlib.ExitStack() as failed:
                 self._db = failed.enter_context(contextlib.closing(psycopg.connect(url, autocommit=True)))
                 if about is not None:

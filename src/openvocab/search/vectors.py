@@ -45,8 +45,11 @@ class VectorFile:
         """The first rows, read when looked at."""
         if not rows:
             return torch.empty(0, self.dim, dtype=torch.float16)
-        # Copy-on-write, because torch wants writable memory; the file stays as it is.
-        return torch.from_numpy(np.memmap(self.path, np.float16, "c", shape=(rows, self.dim)))
+        try:
+            # Copy-on-write, because torch wants writable memory; the file stays as it is.
+            return torch.from_numpy(np.memmap(self.path, np.float16, "c", shape=(rows, self.dim)))
+        except (ValueError, FileNotFoundError):
+            raise ValueError(f"{self.path}: lacks some of the {rows} vectors; build the index anew") from None
 
     def copy(self, slots: Slots, path: Path) -> "VectorFile":
         """Some of the rows, in this order, as another file."""

@@ -290,6 +290,36 @@ def test_no_index_is_one_line(fresh):
         Index.open(fresh())
 
 
+def test_damage_is_one_line_that_names_the_file(folder, tmp_path):
+    out = tmp_path / "index"
+    build(out, folder, Colours())
+    (vectors,) = out.glob("vectors/*")
+    os.truncate(vectors, 24)
+    with pytest.raises(ValueError, match=r"000000.f16: lacks some of the 7 vectors"):
+        Index.open(out).nearest(torch.eye(12)[:1], 1)
+    vectors.unlink()
+    with pytest.raises(ValueError, match=r"000000.f16: lacks some of the 7 vectors"):
+        Index.open(out).nearest(torch.eye(12)[:1], 1)
+    tables = out / "index.sqlite"
+    size_bytes = tables.stat().st_size
+    with tables.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (size_bytes - 4096))
+    with pytest.raises(ValueError, match=r"index.sqlite: cannot be used as an index \("):
+        Index.open(out).find("0/0.png")
+    tables.write_bytes(b"no tables, but words" * 100)
+    for act in (lambda: Index.open(out), lambda: build(out, folder, Colours())):
+        with pytest.raises(ValueError, match=r"index.sqlite: cannot be used as an index \("):
+            act()
+
+
+def test_a_lock_that_cannot_be_had_for_another_reason_names_it(folder, tmp_path):
+    build(tmp_path / "index", folder, Colours())
+    (tmp_path / "index" / "writer.lock").write_bytes(b"no lock, but words" * 100)
+    with pytest.raises(ValueError, match=r"index: file is not a database$"):
+        build(tmp_path / "index", folder, Colours())
+
+
 def test_a_folder_takes_one_builder_at_a_time(folder, tmp_path):
     class Impatient(Colours):
         def images(self, pixels):

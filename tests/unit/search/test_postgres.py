@@ -76,3 +76,6 @@ def test_an_address_that_nobody_answers_is_one_line_without_its_password():
     with pytest.raises(ValueError, match=r"^postgresql://127.0.0.1/nothing: [^\n]*refused") as error:
         Index.open("postgresql://someone:secret@127.0.0.1:1/nothing")
     assert "secret" not in str(error.value)
+    with pytest.raises(ValueError, match=r"^the address of the database: invalid percent") as error:
+        Index.open("postgresql://someone:secret@%zz")
+    assert "secret" not in str(error.value)
