@@ -29,6 +29,7 @@ from openvocab.world.scene import CLASSES
         (["convert", "a", "b"], "--to"),
         (["classify", "x.tar", "--labels", "a,b", "--model", "demo"], "x.tar is a collection: name its table"),
         (["classify", "x.png", "--labels", "a,b", "--model", "demo", "--shard", "0/2"], "needs --out"),
+        (["classify", "x.png", "--labels", "a,b", "--model", "demo", "--top", "0"], "greater than or equal to 1"),
         (["embed", "x.tar", "--out", "y", "--model", "demo", "--batch-size", "0"], "greater than or equal to 1"),
         (["embed", "x.tar", "--out", "y", "--model", "demo", "--shard", "1"], "expected i/n, for example 0/4"),
         (["embed", "x.tar", "--out", "y", "--workers", "2", "--shard", "0/2"], "give --workers or --shard"),
@@ -72,6 +73,7 @@ def test_an_interrupt_is_one_line(monkeypatch, capsys):
         (["serve", "--model", "demo", "--set", "quue=1"], "nearest is 'queue'"),
         (["serve", "--model", "demo", "--port", "0", "--index", "{}/none"], "holds no index"),
         (["search", "{}/none", "a", "--model", "demo"], "holds no index"),
+        (["classify", "{}/a.png", "--labels", "{}/none.csv", "--model", "demo"], "none.csv: no such file of labels"),
         (["search", "{}/none", "a", "--since", "May"], "since 'May': expected a date such as 2024"),
         (["index", "{}", "--out", "{}/idx", "--model", "demo", "--fps", "0"], "fps 0"),
         (["index", "{}", "--out", "{}/idx", "--model", "demo", "--levels", "0"], "levels 0"),
@@ -108,6 +110,9 @@ def test_classify_gives_parents_in_json_words_and_tables(tmp_path, capsys):
     assert row["parents"] == [[["round", pytest.approx(inside, abs=1e-5)]]]
     assert run(["classify", str(tmp_path / "p" / "red.png"), *asked]) == 0
     assert "  <  round " in capsys.readouterr().out
+    many = ",".join(f"a thing of kind {number}" for number in range(400))
+    assert run(["classify", str(tmp_path / "p" / "red.png"), "--labels", many, "--model", "demo"]) == 0
+    capsys.readouterr()
     for number in range(12):
         (tmp_path / "p" / f"broken{number}.png").touch()
     assert run(["classify", str(tmp_path / "p"), *asked, "--out", str(tmp_path / "a.csv")]) == 0

@@ -59,6 +59,16 @@ def chosen_model(given: str | None) -> str:
     )
 
 
+def index_encoder(index: Any, model: str | None, engine: str | None = None, precision: str = "fast") -> Any:
+    """What asks an index: the model that made it, computing as it did then, where nothing else is named."""
+    from openvocab import loading
+
+    how: list[Any] = [engine, precision]
+    if how == [None, "fast"]:
+        how = index.about.numerics.split()
+    return loading.encoder(chosen_model(model or index.opens), *how)
+
+
 def trained(source: str | None, verb: str, system: str) -> Any:
     """The model of a source that has this verb.
 
@@ -75,8 +85,10 @@ def trained(source: str | None, verb: str, system: str) -> Any:
 
 
 def given_labels(text: str) -> str | list[str]:
-    """Labels from the command line: a file of them, or names between commas."""
-    return text if Path(text).is_file() else text.split(",")
+    """A file of labels, or names between commas; what is only called like a file is left to its reader to refuse."""
+    from openvocab.data.tables import TABLE_SUFFIXES
+
+    return text if os.path.isfile(text) or text.endswith((".txt", *TABLE_SUFFIXES)) else text.split(",")
 
 
 def read_names(text: str) -> list[list[str]]:
@@ -97,7 +109,8 @@ def show(result: dict[str, Any], as_json: bool, text: str) -> None:
 def show_work(done: dict[str, Any], as_json: bool) -> None:
     """What was done to files: for people, of those that could not be read, the number and the first reasons."""
     reasons = list(done.get("failures", {}).values())
-    lines = [table(done | {"failures": len(reasons)}), *(f"  {reason}" for reason in reasons[:_LISTED])]
+    counted = {name: len(reasons) if name == "failures" else value for name, value in done.items()}
+    lines = [table(counted), *(f"  {reason}" for reason in reasons[:_LISTED])]
     if len(reasons) > _LISTED:
         lines.append(f"  and {len(reasons) - _LISTED} more (--json lists all)")
     show(done, as_json, "\n".join(lines))

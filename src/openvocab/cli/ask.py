@@ -1,5 +1,6 @@
 """Verbs that ask a picture something in words."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ def classify(
     labels: Labels,
     model: Model = None,
     templates: Templates = "generic",
-    top: Annotated[int, typer.Option(help="Labels shown for each picture.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Labels shown for each picture.")] = 5,
     calibration: Annotated[
         Path | None, typer.Option(help="A calibration.json that `eval --task calibration --out` wrote.")
     ] = None,
@@ -60,7 +61,7 @@ def classify(
 
     fitted = read_calibration(calibration) if calibration else None
     encoder = loading.encoder(source)
-    if (Path(labels) / classifier.RECORD).is_file():
+    if os.path.isfile(os.path.join(labels, classifier.RECORD)):
         words = classifier.load(labels)
     else:
         words = encoder.clip.vocabulary(given_labels(labels), templates)

@@ -3,7 +3,7 @@
 import contextlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from openvocab.cli.app import (
     Shard,
     app,
     chosen_model,
+    index_encoder,
     read_shard,
     show,
     show_work,
@@ -85,22 +86,26 @@ def index(
         raise typer.BadParameter("what to index? name folders or files, or give --audit", param_hint="SOURCES")
     if storage not in ("int8", "binary"):
         raise typer.BadParameter(f"{storage!r}: expected int8 or binary", param_hint="--storage")
-    share, chosen = read_shard(shard), chosen_model(model)
+    share, chosen = read_shard(shard), chosen_model(model) if sources else ""
     from openvocab import loading
     from openvocab.search import audit as audits
     from openvocab.search.build import build
     from openvocab.search.index import Index
 
-    encoder, done = loading.encoder(chosen, engine, precision), {"index": out}
-    if sources:
+    done: dict[str, Any] = {"index": out}
+    encoder = loading.encoder(chosen, engine, precision) if sources else None
+    if encoder:
         opens = str(Path(chosen).resolve()) if Path(chosen).exists() else chosen
         asked = {"fps": fps, "levels": levels, "storage": storage, "batch_size": batch_size, "shard": share}
-        built = build(out, sources, encoder, opens=opens, **asked)
+        built = build(out, sources or (), encoder, opens=opens, **asked)
         done |= asdict(built)
     if audit:
         with contextlib.closing(Index.open(out)) as opened:
+            encoder = encoder or index_encoder(opened, model, engine, precision)
             opened.check(encoder.fingerprint, encoder.numerics)
             examples = opened.background().vectors
+            if not len(examples):
+                raise ValueError(f"{out}: holds nothing that could be found")
             done |= audits.audit(opened, audits.questions(encoder, 1), examples[:: -(-len(examples) // 512)])
     show_work(done, as_json)
 

@@ -31,7 +31,7 @@ def inspect(
         str | None, typer.Option(help="Instead: which of these labels mean several things to it.")
     ] = None,
     plan: Annotated[str | None, typer.Option(help="Instead: what training takes, for example on 8xH100.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Of the plan; default 32,768, CLIP's.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Of the plan; default 32,768, CLIP's.")] = None,
     as_json: Json = False,
 ) -> None:
     """Says what a model is: architecture, activation, preprocessing, tokenizer, fingerprint, origin."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from openvocab.cli.app import Json, Model, app, chosen_model, show
+from openvocab.cli.app import Json, Model, app, index_encoder, show
 
 
 @app.command()
@@ -43,14 +43,12 @@ def search(
         raise typer.BadParameter("pictures show nothing next; leave out --kind picture", param_hint="--then")
     if num < 1:
         raise typer.BadParameter(f"{num}: expected at least 1", param_hint="--num")
-    from openvocab import loading
     from openvocab.search import queries, thumbnails
     from openvocab.search.index import Index
     from openvocab.search.records import Where
 
     where, asked = Where(kind, folder, since, until), Index.open(index)
-    engine, _, precision = asked.about.numerics.partition(" ")
-    encoder = loading.encoder(chosen_model(model or asked.opens), engine, precision)
+    encoder = index_encoder(asked, model)
     terms = [queries.Term(text=each) for each in (text, *(plus or ())) if each]
     terms += [queries.Term(text=each, weight=-1.0) for each in minus or ()]
     terms += [queries.Term(row=int(each)) if _is_row(each) else queries.Term(picture=each) for each in like or ()]

@@ -3,11 +3,11 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from openvocab.cli.app import Engine, Json, Model, Precision, app, chosen_model, show
+from openvocab.cli.app import Engine, Json, Model, Precision, app, chosen_model, index_encoder, show
 
 
 @app.command()
@@ -47,10 +47,8 @@ def serve(
     options = config.override(own, settings or [])
     with listen.bind(host, port, options) as listener:
         searched = Index.open(index) if index else None
-        how: list[Any] = [engine, precision]
-        if searched and how == [None, "fast"]:  # nothing was chosen: as the index was made
-            how = searched.about.numerics.split()
-        encoder = loading.encoder(chosen_model(model or (searched.opens if searched else None)), *how)
+        how = model, engine, precision
+        encoder = index_encoder(searched, *how) if searched else loading.encoder(chosen_model(model), engine, precision)
         systems = api.systems_of(encoder.clip, [loading.load(each) for each in sources or []])
         served = api.create(encoder, searched, systems, options, Path(index or "").name)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

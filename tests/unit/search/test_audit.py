@@ -57,7 +57,24 @@ def test_index_from_the_command_line(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "unchanged      4" in said
     assert "broken.png: not a picture" in said
+    assert run(["index", "--audit", *common[:2]]) == 0
+    said = capsys.readouterr().out
+    assert "text_recall@10" in said
+    assert "failures" not in said
     assert run(["index", *common]) == 2
     assert "what to index?" in capsys.readouterr().err
     assert run(["index", str(tmp_path / "gone"), *common]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_an_audit_asks_as_the_index_was_made(tmp_path, capsys):
+    write_picture(tmp_path / "src" / "a.png", 0)
+    tiny_clip().save(tmp_path / "model")
+    out, asked = str(tmp_path / "index"), ["--model", str(tmp_path / "model"), "--precision", "float32"]
+    assert run(["index", str(tmp_path / "src"), "--out", out, *asked]) == 0
+    assert run(["index", "--out", out, "--audit"]) == 0
+    (tmp_path / "src" / "a.png").unlink()
+    assert run(["index", str(tmp_path / "src"), "--out", out, *asked]) == 0
+    capsys.readouterr()
+    assert run(["index", "--out", out, "--audit"]) == 1
+    assert "holds nothing that could be found" in capsys.readouterr().err
