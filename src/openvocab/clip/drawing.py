@@ -171,7 +171,7 @@ def prompts(clip: CLIP, texts: Sequence[str]) -> TextEmbeds:
     asked = vocabulary(clip, list(texts), "name", cache=False)
     for text, words in asked.unseen_words.items():
         warn(f"never seen in training: {', '.join(words)} ({text})")
-    return asked.embeds.to(clip.logit_scale.device)
+    return asked.embeds.to(clip.device)
 
 
 def seen(clip: CLIP, canvas: Canvas, paper: RGB = (1.0, 1.0, 1.0)) -> Float[Tensor, "drawing 3 size size"]:

@@ -74,7 +74,7 @@ def encoder(clip: CLIP, precision: str = "fast") -> Encoder:
         raise ValueError(f"precision {precision!r}: torch computes in {', '.join(PRECISIONS)}")
     own = str(clip.dtype).removeprefix("torch.")
     if precision == "fast":
-        native = own == "float32" and multiplies_bfloat16(clip.logit_scale.device)
+        native = own == "float32" and multiplies_bfloat16(clip.device)
         precision = "bfloat16" if native else own
     if own not in ("float32", precision):
         raise ValueError(f"precision {precision}: the model is {own}; load it with dtype=torch.float32")

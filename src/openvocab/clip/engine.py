@@ -126,7 +126,7 @@ def embed_pixels(
 ) -> Embeds:
     """Unit vectors, or pooled features where they are not projected, in float32 on the CPU."""
     with evaluating(clip.image):
-        pixels = pixels.to(clip.logit_scale.device, non_blocking=True)
+        pixels = pixels.to(clip.device, non_blocking=True)
         pooled = clip.image(normalize_pixels(pixels, clip.preprocessing, clip.dtype), tokens=False).pooled
         if not projected:
             return pooled.float().cpu()
@@ -136,7 +136,7 @@ def embed_pixels(
 def embed_tokens(clip: CLIP, tokens: Tokens, *, normalize: bool = True) -> TextEmbeds:
     """Unit vectors, or what the tower gives as it is, in float32 on the CPU."""
     with evaluating(clip.text):
-        found = clip.encode_text(tokens.to(clip.logit_scale.device), normalize=False).float()
+        found = clip.encode_text(tokens.to(clip.device), normalize=False).float()
         return (F.normalize(found, dim=-1) if normalize else found).cpu()
 
 

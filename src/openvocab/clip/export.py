@@ -82,7 +82,7 @@ def export(
     deployed, out = DEPLOYED[engine], Path(out)
     if precision not in deployed.precisions:
         raise ValueError(f"precision {precision!r}: {engine} exports {', '.join(deployed.precisions)}")
-    if clip.dtype != torch.float32 or clip.logit_scale.device.type != "cpu":
+    if clip.dtype != torch.float32 or clip.device.type != "cpu":
         raise ValueError(f"exports start from a float32 model on the CPU, {clip.name!r} is {clip.dtype}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already: choose another folder or delete it")

@@ -36,7 +36,7 @@ def on_torchao(clip: CLIP, precision: str = "int8") -> Encoder:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: torchao computes in int8")
-    if clip.dtype != torch.float32 or clip.logit_scale.device.type != "cpu":
+    if clip.dtype != torch.float32 or clip.device.type != "cpu":
         raise ValueError(f"torchao's int8 starts from a float32 model on the CPU, {clip.name!r} is {clip.dtype}")
     if not any(_chosen(name, module) for name, module in clip.image.named_modules()):
         raise ValueError(f"torchao rounds linear layers, and the image tower of {clip.name!r} has none: take openvino")

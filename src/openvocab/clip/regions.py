@@ -122,7 +122,7 @@ def crop_embeds(clip: CLIP, picture: Image.Image, boxes: Boxes) -> Float[Tensor,
                 part = boxes[first : first + _AT_ONCE].tolist()
                 crops = [_crop(picture, box, stretch, size) for box in part]
                 pixels = normalize(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2), clip.preprocessing)
-                found = clip.encode_image(pixels.to(clip.logit_scale.device))
+                found = clip.encode_image(pixels.to(clip.device))
                 total[first : first + len(part)] += found.float().cpu()
     return F.normalize(total, dim=1)
 

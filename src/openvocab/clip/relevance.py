@@ -72,7 +72,7 @@ def explain(clip: CLIP, picture: Picture, text: str, others: Sequence[str] = ())
     asked = texts[:1] - embed_texts(clip, list(others)).mean(0) if others else texts[:1]
     pixels = whole(clip, image)
     with evaluating(clip):
-        scores = (clip.encode_image(pixels.to(clip.logit_scale.device)).cpu().float() @ texts.T)[0]
+        scores = (clip.encode_image(pixels.to(clip.device)).cpu().float() @ texts.T)[0]
     large = F.interpolate(
         relevance(clip, pixels, asked)[None], size=image.size[::-1], mode="bilinear", align_corners=False
     )
@@ -105,7 +105,7 @@ def relevance(
         for first in track(range(0, len(masks), _AT_ONCE), "looking", unit="batch"):
             shown = masks[first : first + _AT_ONCE].unflatten(1, (1, rows, cols))
             shown = F.interpolate(shown, size=(height, width), mode="nearest")
-            looks = (mean + (pixels - mean) * shown).to(clip.logit_scale.device)
+            looks = (mean + (pixels - mean) * shown).to(clip.device)
             scores.append(clip.encode_image(looks).cpu().float() @ texts.T)
     masks, fits = masks - masks.mean(0), torch.cat(scores)
     covariance = masks.T @ masks / len(masks) + _RIDGE * torch.eye(rows * cols)

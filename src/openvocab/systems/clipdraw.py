@@ -134,7 +134,7 @@ class CLIPDraw(nn.Module):
         colours = torch.rand(*shape, 4, generator=rng)
         scale = side / UNIT
         strokes = Strokes(points * scale, radii * scale, (side, side), colours, segments, paper=config.paper)
-        return strokes.to(self.clip.logit_scale.device)
+        return strokes.to(self.clip.device)
 
     def groups(self, strokes: Strokes) -> tuple[GroupConfig, ...]:
         """Points, widths and colours, each with a rate of its own; that of points falls on the way."""

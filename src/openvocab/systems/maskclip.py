@@ -82,7 +82,7 @@ class MaskCLIP(nn.Module):
         check_model(self.clip, labels)
         pixels = dense_pixels(to_rgb(image), self.clip.preprocessing, self.clip.config.image.stride, short_side_px)
         with evaluating(self.clip):
-            embeds, keys, (rows, cols) = self(pixels.to(self.clip.logit_scale.device))
+            embeds, keys, (rows, cols) = self(pixels.to(self.clip.device))
         logits = (self.clip.scale().detach() * embeds[0] @ labels.embeds.to(embeds).T).float().cpu()
         logits = self._refined(logits, keys[0].float().cpu())
         return segmented(

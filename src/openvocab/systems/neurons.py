@@ -127,7 +127,7 @@ class Neurons(nn.Module):
         canvas = Canvas(
             self.config, len(directions), self.clip.preprocessing.image_size, torch.Generator().manual_seed(seed)
         )
-        batch = {"directions": F.normalize(directions, dim=1).to(self.clip.logit_scale.device)}
+        batch = {"directions": F.normalize(directions, dim=1).to(self.clip.device)}
         group = GroupConfig(optim=replace(PLAIN, lr=self.config.rate))
         with frozen(self):
             optimise(canvas, [self.loss], batch, [(group,)], steps=self.config.steps, seed=seed)

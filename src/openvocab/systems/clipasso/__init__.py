@@ -157,7 +157,7 @@ class CLIPasso(nn.Module):
             image = Image.composite(image, Image.new("RGB", image.size, (red, green, blue)), Image.fromarray(mask))
         height, width = canvas_size(self.clip, (image.height, image.width), self.config.long_side_px)
         resized = np.array(image.resize((width, height), Image.Resampling.BICUBIC))
-        canvas = torch.from_numpy(resized).permute(2, 0, 1)[None].float().to(self.clip.logit_scale.device) / 255
+        canvas = torch.from_numpy(resized).permute(2, 0, 1)[None].float().to(self.clip.device) / 255
         if mask is None and self.config.remove_background:
             with frozen(self.looking), torch.no_grad():
                 looked = attention_map(self.looking, seen(self.looking, canvas, self.config.paper), "attention").cpu()
