@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 from collection_site import EVENTS, write_site
+from PIL import Image
 
 from openvocab import loading
 from openvocab.clip.encoder import encoder
@@ -213,6 +214,18 @@ def test_a_moment_plays_from_its_second(page, name, start_s):
     page.until("return document.querySelector('#stage video').currentTime > arguments[0] + 0.2", at_s)
     page.keep(f"moment-{name.replace(' ', '-')}")
     assert page.all("#moments button")
+
+
+def test_a_picture_that_no_browser_shows_is_shown_small(chromium, tmp_path):
+    (tmp_path / "files").mkdir()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "files" / "a.tif")
+    encode = encoder(loading.load("demo"))
+    build(tmp_path / "index", tmp_path / "files", encode)
+    with _listening(create(encode, Index.open(tmp_path / "index"))) as address:
+        page = Page(chromium, address)
+        page.search("a red circle")
+        page.find(".hit button").click()
+        page.until("return document.querySelector('#stage img').naturalWidth === 40")
 
 
 def test_labels_get_probabilities_and_a_place(page, site):

@@ -196,7 +196,9 @@ function show(hit) {
       at("moments").append(jump);
     }
   } else {
-    at("stage").replaceChildren(make("img", { src: hit.media, alt: hit.path }));
+    const picture = make("img", { src: hit.media, alt: hit.path });
+    picture.addEventListener("error", () => (picture.src = still(hit)), { once: true }); // such as a TIFF
+    at("stage").replaceChildren(picture);
   }
   at("shown").showModal();
 }
