@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from openvocab import storage
 from openvocab.data.decode import decode, to_rgb
 from openvocab.data.video import frame_at
+from openvocab.progress import warn
 from openvocab.search.index import Index
 from openvocab.search.records import Entry
 
@@ -37,15 +38,18 @@ def thumbnail(index: Index, entry: Entry, size_px: int = 256) -> Path:
 
 
 def write_sheet(index: Index, shown: Sequence[tuple[Entry, str]], out: Path, size_px: int = 256) -> None:
-    """Writes thumbnails in rows that make about a square, each over its caption."""
+    """Writes thumbnails in rows that make about a square, each over its caption; what cannot be read stays blank."""
     across = math.ceil(math.sqrt(len(shown)))
     cell_px = size_px + _CAPTION_PX
     sheet = Image.new("RGB", (across * size_px, math.ceil(len(shown) / across) * cell_px), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (entry, caption) in enumerate(shown):
         left, top = number % across * size_px, number // across * cell_px
-        with Image.open(thumbnail(index, entry, size_px)) as picture:
-            sheet.paste(picture, (left + (size_px - picture.width) // 2, top + (size_px - picture.height) // 2))
+        try:
+            with Image.open(thumbnail(index, entry, size_px)) as picture:
+                sheet.paste(picture, (left + (size_px - picture.width) // 2, top + (size_px - picture.height) // 2))
+        except (ValueError, OSError) as error:
+            warn(str(error))
         while draw.textlength(caption) > size_px:
             caption = f"{caption[:-4]}..."
         draw.text((left, top + size_px), caption, "black")

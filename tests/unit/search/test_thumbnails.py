@@ -95,3 +95,14 @@ def test_a_sheet_shows_every_hit_over_its_caption(files, tmp_path):
         under = np.asarray(sheet)[64:78]
     assert (under[:, 64:128] < 128).any()  # the long caption is cut, not drawn over its neighbour's
     assert (under[:, 128:] == 255).all()
+
+
+def test_what_is_gone_is_left_blank_on_a_sheet(files, tmp_path, capsys):
+    folder, index = files
+    entries = [index.entries(index.find(f"{name}.jpg"))[0] for name in ("upright", "turned")]
+    (folder / "upright.jpg").unlink()
+    write_sheet(index, [(entry, entry.path) for entry in entries], tmp_path / "sheet.png")
+    assert capsys.readouterr().err == f"openvocab: {folder}/upright.jpg: gone since it was indexed\n"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.getpixel((128, 128)) == (255, 255, 255)
+        assert sheet.getpixel((384, 100)) != (255, 255, 255)
