@@ -139,6 +139,9 @@ class FolderStore(Store):
         ask = nearest if exact or now.fast is None else now.fast.nearest
         return ask(queries, now.vectors, rows, slots, k)
 
+    def count(self, where: Where) -> int:
+        return len(self._filtered(self._now(), where)[0])  # which the search asks for next
+
     def speed_up(self, texts: Callable[[], TextEmbeds]) -> None:
         now = self._now()
         if len(now.rows) < FEW:

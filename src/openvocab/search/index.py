@@ -52,6 +52,10 @@ class Index:
             raise ValueError(f"queries have {queries.shape[1]} numbers, the index {self.about.embed_dim}")
         return self.store.nearest(queries, k, where, exact)
 
+    def count(self, where: Where) -> int:
+        """How many rows a filter lets through."""
+        return self.store.count(where)
+
     def entries(self, rows: Sequence[int]) -> list[Entry]:
         """What rows show; ValueError where one is not there, or no longer."""
         return self.store.entries(rows)

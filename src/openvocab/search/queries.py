@@ -83,8 +83,10 @@ def search(
         ValueError: the encoder is not the index's own, no term counts above 0, or a picture or row that is not there.
     """
     index.check(encoder.fingerprint, encoder.numerics)
+    where = None if where == Where() else where
     background = index.background()
-    if not background.num_rows:
+    num_rows = background.num_rows if where is None else index.count(where)
+    if not num_rows:
         return []
     query, by_chance = _query(terms, encoder, index, background)
     mean, spread = _chance(by_chance)
@@ -93,7 +95,7 @@ def search(
     while True:
         found = index.nearest(query[None], depth, where)
         rows, scores = (part[0][found.rows[0] >= 0] for part in (found.rows, found.scores))
-        sure = _sureness(scores, mean, spread, background.num_rows)
+        sure = _sureness(scores, mean, spread, num_rows)
         hits = _hits(index, rows.tolist(), scores.tolist(), sure.tolist(), mean.item(), shown, k, group)
         if len(hits) == k or len(rows) < depth:
             return hits

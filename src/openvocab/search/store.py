@@ -143,6 +143,11 @@ class Store(ABC):
         question = " AND ".join(f"content IN ({contents})" for contents, _ in asked) or "1 = 1"
         return f'SELECT "row" FROM rows WHERE {question}', [value for _, values in asked for value in values]
 
+    def count(self, where: Where) -> int:
+        """How many rows a filter lets through."""
+        question, values = self.allowed(where)
+        return self.ask(f"SELECT COUNT(*) FROM ({question}) AS allowed", *values)[0][0]
+
     def counts(self) -> dict[str, int]:
         asked = {
             "files": "SELECT COUNT(*) FROM places",

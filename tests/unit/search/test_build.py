@@ -253,6 +253,7 @@ def test_filters(folder, out):
     assert paths(out, where=Where(folder="")) == paths(out)
     assert paths(out, where=Where(path="2/6.png")) == ["2/6.png"]
     assert paths(out, where=Where(kind="video")) == []
+    assert [Index.open(out).count(Where(folder=folder)) for folder in ("1", "1/2", "")] == [3, 0, 7]
 
 
 def test_a_filter_that_was_asked_before_sees_what_a_later_build_brings(folder, out):

@@ -186,6 +186,21 @@ def test_filters_hold(tmp_path):
     assert [hit.entry.path for hit in search(index, Colours(), [Term(text="red")], where=Where(path="5"))] == ["5"]
 
 
+def test_a_filter_leaves_less_to_chance(tmp_path):
+    """A score that one of 2,000 rows may well reach by chance is no chance hit among five."""
+    generator, encoder = torch.Generator().manual_seed(0), Apart()
+    vectors = F.normalize(torch.randn(2005, DIM, generator=generator), dim=1)
+    clips = [video(f"v{row}", vectors[row][None], [(0.0, 1.0)]) for row in range(5)]
+    index = index_of(tmp_path, [*clips, *pictures(vectors[5:])], encoder)
+    other = F.normalize(vectors[5] - (vectors[5] @ vectors[0]) * vectors[0], dim=0)
+    terms = [Term(vector=0.45 * vectors[0] + math.sqrt(1 - 0.45**2) * F.normalize(other, dim=0))]
+    among_all = next(hit for hit in search(index, encoder, terms, k=20) if hit.entry.path == "v0")
+    (hit, *_) = search(index, encoder, terms, where=Where(kind="video"))
+    assert hit.entry.path == "v0"
+    assert hit.probability > 0.99 > 0.9 > among_all.probability
+    assert index.count(Where(kind="video")) == 5
+
+
 def test_an_index_of_one_or_of_nothing(tmp_path):
     (hit,) = search(index_of(tmp_path / "one", pictures(colours(red=1))), Colours(), [Term(text="red")])
     assert hit.probability <= 0.5
