@@ -145,7 +145,7 @@ def read_lines(path: Path, separator: str | None) -> tuple[list[str], Iterator[t
     """A separated table's columns and its numbered rows; the separator is told from the header when `None`.
 
     Raises:
-        ValueError: the file is empty, not UTF-8, or its header has one column only.
+        ValueError: the file is empty, not UTF-8, or its header has one column only, of neither pictures nor labels.
     """
     with _open_text(path) as file:
         header = file.readline()
@@ -153,7 +153,7 @@ def read_lines(path: Path, separator: str | None) -> tuple[list[str], Iterator[t
         raise ValueError(f"{path}: the file is empty")
     separator = separator or max(SEPARATORS, key=header.count)
     columns = next(csv.reader([header], delimiter=separator))
-    if len(columns) < 2:
+    if len(columns) < 2 and columns[0] not in (*IMAGE_KEYS, *LABEL_KEYS):
         raise ValueError(f"{path}: only one column, {header.strip()[:60]!r}; is another separator used? (separator=)")
     # Cells may hold whole pictures in base64, far above the csv module's limit of 128 kB.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))

@@ -160,3 +160,8 @@ def test_bad_tables_of_labels_are_refused_in_one_line(tmp_path, rows, message):
         read_labels(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_column_of_labels_alone_is_a_table(tmp_path):
+    (tmp_path / "labels.csv").write_text("label\na dog\n\na cat\n")
+    assert read_labels(tmp_path / "labels.csv") == [["a dog"], ["a cat"]]

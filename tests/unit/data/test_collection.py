@@ -124,6 +124,11 @@ def test_names_that_are_not_utf8_are_failures(tmp_path):
     assert found.failures == {r"\udcff.png": r"\udcff.png: its name is not UTF-8; rename it"}
 
 
+def test_a_column_of_pictures_alone_is_a_table(tmp_path):
+    (tmp_path / "t.csv").write_text("image\na.png\nb/c.png\n")
+    assert keys(open_collection(tmp_path / "t.csv")) == ["a.png", "b/c.png"]
+
+
 def test_rows_without_a_picture_are_failures_and_repeated_ones_count_once(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"image": "a.png"}\n{"image": null}\n{"image": "b.png"}\n{"image": "a.png"}\n')
     found = open_collection(tmp_path / "t.jsonl")
