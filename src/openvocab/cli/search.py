@@ -24,7 +24,9 @@ def search(
     ] = None,
     then: Annotated[str, typer.Option(help="What videos show next, at most 10 s later.")] = "",
     kind: Annotated[str | None, typer.Option(help="picture or video, nothing else.")] = None,
-    folder: Annotated[str | None, typer.Option(help="Only what lies in this folder of a root, or below it.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Only what lies in or below this folder of a root, or path.")
+    ] = None,
     since: Annotated[
         str | None, typer.Option(help="Only what was taken at this date or after, such as 2024-12.")
     ] = None,

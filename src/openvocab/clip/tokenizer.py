@@ -84,7 +84,7 @@ class Tokenizer(ABC):
             if not truncate:
                 row = next(row for row, content in enumerate(rows) if len(content) > size)
                 tokens = len(rows[row]) // _ID_BYTES
-                raise ValueError(f"text {row} has {tokens} tokens, the limit is {length}; truncate=True cuts it")
+                raise ValueError(f"text {row} has {tokens} tokens, the limit is {length}: shorten it, or truncate=True")
             rows = [row if len(row) <= size else row[: size - len(end)] + end for row in rows]
         padding = packed([self.pad_id]) * length
         if self.pads_left:

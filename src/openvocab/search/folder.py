@@ -39,7 +39,8 @@ class FolderStore(Store):
         about: makes the index where there is none.
 
     Raises:
-        ValueError: there is none, or it is not one.
+        ValueError: there is none.
+        OSError: it is not one, or damaged.
     """
 
     column = "slot"
@@ -81,7 +82,7 @@ class FolderStore(Store):
             try:
                 yield
             except sqlite3.Error as error:
-                raise ValueError(f"{self.folder / 'index.sqlite'}: cannot be used as an index ({error})") from None
+                raise OSError(f"{self.folder / 'index.sqlite'}: cannot be used as an index ({error})") from None
 
     def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._plainly():

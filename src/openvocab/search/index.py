@@ -29,6 +29,7 @@ class Index:
 
         Raises:
             ValueError: no index is there.
+            OSError: it is damaged, or its server cannot be reached.
         """
         return Index(store_at(source))
 

@@ -38,31 +38,31 @@ class PostgresStore(Store):
         about: makes the index where there is none.
 
     Raises:
-        ValueError: there is none, or the server cannot be reached.
+        ValueError: there is none.
+        OSError: the server cannot be reached.
     """
 
     column = "vector"
 
     def __init__(self, url: str, about: About | None = None):
         super().__init__()
-        psycopg = require("psycopg", "pg", "an index in PostgreSQL")
-        pgvector, types = (require(name, "pg", "an index in PostgreSQL") for name in ("pgvector", "pgvector.psycopg"))
-        self._half, self._whole = pgvector.HalfVector, pgvector.Vector
+        self._psycopg, pgvector, self._types = (
+            require(name, "pg", "an index in PostgreSQL") for name in ("psycopg", "pgvector", "pgvector.psycopg")
+        )
+        self._half, self._whole, self._transactions = pgvector.HalfVector, pgvector.Vector, 0
         self.name = "the address of the database"  # errors show no password
-        try:
-            known = psycopg.conninfo.conninfo_to_dict(url)
-            self.name = f"postgresql://{known.get('host', '')}/{known.get('dbname', '')}"
-            with contextlib.ExitStack() as failed:
-                self._db = failed.enter_context(contextlib.closing(psycopg.connect(url, autocommit=True)))
-                if about is not None:
-                    self._create(about)
-                if not self.ask("SELECT to_regclass('meta')")[0][0]:
-                    raise ValueError(f"{self.name}: holds no index (openvocab index SRC --out {self.name} makes one)")
-                types.register_vector(self._db)
-                self.about = About(**self.recall("about"))
-                failed.pop_all()
-        except psycopg.Error as error:
-            raise ValueError(f"{self.name}: {' '.join(str(error).split())}") from None
+        with self._plainly(), contextlib.ExitStack() as failed:
+            known = self._psycopg.conninfo.conninfo_to_dict(url)
+            self.name, self._url = f"postgresql://{known.get('host', '')}/{known.get('dbname', '')}", url
+            self._db = self._psycopg.connect(url, autocommit=True)
+            failed.callback(self.close)
+            if about is not None:
+                self._create(about)
+            if not self.ask("SELECT to_regclass('meta')")[0][0]:
+                raise ValueError(f"{self.name}: holds no index (openvocab index SRC --out {self.name} makes one)")
+            self._types.register_vector(self._db)
+            self.about = About(**self.recall("about"))
+            failed.pop_all()
 
     def _create(self, about: About) -> None:
         with self.exclusive():
@@ -75,19 +75,42 @@ class PostgresStore(Store):
                     self.ask(statement)
                 self.remember("about", asdict(about))
 
-    def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
+    @contextlib.contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """Alone with the connection; what the server refuses is one line that names it."""
         with self._lock:
-            cursor = self._db.execute(question.replace("?", "%s"), values)
+            try:
+                yield
+            except self._psycopg.Error as error:
+                raise OSError(f"{self.name}: {' '.join(str(error).split())}") from None
+
+    def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
+        statement = question.replace("?", "%s")
+        with self._plainly():
+            try:
+                cursor = self._db.execute(statement, values)
+            except self._psycopg.OperationalError:
+                if self._transactions or not self._db.closed:
+                    raise
+                self._db = self._psycopg.connect(self._url, autocommit=True)  # the server was started anew
+                self._types.register_vector(self._db)
+                cursor = self._db.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 
     def tell(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
-        with self._lock, self._db.cursor() as cursor:
+        with self._plainly(), self._db.cursor() as cursor:
             cursor.executemany(statement.replace("?", "%s"), rows)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        with self._lock, self._db.transaction():
-            yield
+        with self._plainly():
+            self.ask("SELECT 1")  # which connects again before anything is begun
+            self._transactions += 1
+            try:
+                with self._db.transaction():
+                    yield
+            finally:
+                self._transactions -= 1
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:

@@ -91,7 +91,7 @@ class Where:
     """What may be found; the conditions that are not None hold together, of one of the file's places.
 
     Fields:
-        folder: a folder below a root, with all below it.
+        folder: a folder below a root, or by its absolute path, with all below it.
         since, until: ISO dates or times, or the beginnings of such; `until` itself is left out.
         path: one file.
 

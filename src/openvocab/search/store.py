@@ -7,6 +7,7 @@ A place is deleted only by `sweep`, after everything new is in, so that a conten
 import contextlib
 import datetime
 import json
+import posixpath
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -133,15 +134,34 @@ class Store(ABC):
     def allowed(self, where: Where) -> tuple[str, list[Any]]:
         """The question for the numbers of the rows that a filter lets through, and its values."""
         conditions = [("path = ?", where.path), ("taken_at >= ?", where.since), ("taken_at < ?", where.until)]
-        if where.folder is not None and (folder := where.folder.strip("/")):
-            conditions += zip(("path >= ?", "path < ?"), _below(folder))
-        held = [(condition, value) for condition, value in conditions if value is not None]
-        asked = [("SELECT content FROM places WHERE " + " AND ".join(c for c, _ in held), [v for _, v in held])]
-        asked = asked if held else []
+        held = [(condition, [value]) for condition, value in conditions if value is not None]
+        if where.folder is not None and (folder := posixpath.normpath(where.folder)) != ".":
+            held.append(self._inside(folder))
+        asked = []
+        if held:
+            places = "SELECT content FROM places WHERE " + " AND ".join(condition for condition, _ in held)
+            asked.append((places, [value for _, values in held for value in values]))
         if where.kind is not None:
             asked.append(("SELECT content FROM contents WHERE kind = ?", [where.kind]))
         question = " AND ".join(f"content IN ({contents})" for contents, _ in asked) or "1 = 1"
         return f'SELECT "row" FROM rows WHERE {question}', [value for _, values in asked for value in values]
+
+    def _inside(self, folder: str) -> tuple[str, list[Any]]:
+        """The condition for places in a folder below any root, or in that of an absolute path, and its values."""
+        between = "path >= ? AND path < ?"
+        if not folder.startswith("/"):
+            return between, list(_below(folder))
+        conditions, values = [], []
+        for root, its in self.ask("SELECT root, folder FROM roots"):
+            if _within(its, folder):
+                conditions.append("root = ?")
+                values.append(root)
+            elif _within(folder, its):
+                conditions.append(f"root = ? AND {between}")
+                values += root, *_below(posixpath.relpath(folder, its))
+        if not conditions:
+            raise ValueError(f"folder {folder!r}: lies in none of the indexed ones")
+        return f"({' OR '.join(conditions)})", values
 
     def count(self, where: Where) -> int:
         """How many rows a filter lets through."""
@@ -350,6 +370,10 @@ def _entry(row: int, places: list[tuple[Any, ...]]) -> Entry:
         row, path, root, kind, digest, start_s, end_s, tile, taken_at, width_px, height_px, duration_s,
         copies=tuple(f"{folder}/{copy}" for copy, folder, *_ in places[1:]),
     )  # fmt: skip
+
+
+def _within(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _below(folder: str) -> tuple[str, str]:

@@ -104,7 +104,7 @@ def test_rows_are_start_text_end_and_zeros(tokenizer):
 
 
 def test_a_text_that_is_too_long_raises_and_names_row_length_and_cure(tokenizer):
-    with pytest.raises(ValueError, match=r"text 1 has 82 tokens, the limit is 77; truncate=True cuts it"):
+    with pytest.raises(ValueError, match=r"text 1 has 82 tokens, the limit is 77: shorten it, or truncate=True"):
         tokenizer(["a cat", "cat " * 80])
     assert tokenizer(["cat " * 75]).shape == (1, 77)
 

@@ -253,7 +253,11 @@ def test_filters(folder, out):
     assert paths(out, where=Where(folder="")) == paths(out)
     assert paths(out, where=Where(path="2/6.png")) == ["2/6.png"]
     assert paths(out, where=Where(kind="video")) == []
-    assert [Index.open(out).count(Where(folder=folder)) for folder in ("1", "1/2", "")] == [3, 0, 7]
+    index, above = Index.open(out), str(folder.parent)
+    assert [index.count(Where(folder=folder)) for folder in ("1", "./1//", "1/2", "", above)] == [3, 3, 0, 7, 7]
+    assert [index.count(Where(folder=f"{folder}{below}")) for below in ("", "/", "/1", "/1/")] == [7, 7, 3, 3]
+    with pytest.raises(ValueError, match="folder '/elsewhere': lies in none of the indexed ones"):
+        index.count(Where(folder="/elsewhere"))
 
 
 def test_a_filter_that_was_asked_before_sees_what_a_later_build_brings(folder, out):
@@ -306,11 +310,11 @@ def test_damage_is_one_line_that_names_the_file(folder, tmp_path):
     with tables.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * (size_bytes - 4096))
-    with pytest.raises(ValueError, match=r"index.sqlite: cannot be used as an index \("):
+    with pytest.raises(OSError, match=r"index.sqlite: cannot be used as an index \("):
         Index.open(out).find("0/0.png")
     tables.write_bytes(b"no tables, but words" * 100)
     for act in (lambda: Index.open(out), lambda: build(out, folder, Colours())):
-        with pytest.raises(ValueError, match=r"index.sqlite: cannot be used as an index \("):
+        with pytest.raises(OSError, match=r"index.sqlite: cannot be used as an index \("):
             act()
 
 

@@ -72,10 +72,34 @@ def test_large_indices_are_searched_through_their_graph(folder, database, monkey
     torch.testing.assert_close(fast.scores, exact.scores)
 
 
+def test_a_server_that_was_started_anew_is_asked_again(folder, database):
+    import psycopg
+
+    def restart():
+        with psycopg.connect(out, autocommit=True) as other:
+            others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            assert other.execute(f"SELECT pg_terminate_backend(pid, 60000) {others}").fetchall()
+
+    out = database()
+    build(out, folder, Colours())
+    index, queries = Index.open(out), torch.eye(12)[:1]
+    first = index.nearest(queries, 10)
+    restart()
+    assert torch.equal(index.nearest(queries, 10).rows, first.rows)
+    restart()
+    with index.store.transaction():
+        assert index.store.recall("about")
+    with index.store.transaction():
+        restart()
+        with pytest.raises(OSError, match=r"^postgresql://[^\n]*terminating[^\n]*$"):
+            index.store.recall("about")
+    assert index.facts()["rows"] == 25
+
+
 def test_an_address_that_nobody_answers_is_one_line_without_its_password():
-    with pytest.raises(ValueError, match=r"^postgresql://127.0.0.1/nothing: [^\n]*refused") as error:
+    with pytest.raises(OSError, match=r"^postgresql://127.0.0.1/nothing: [^\n]*refused") as error:
         Index.open("postgresql://someone:secret@127.0.0.1:1/nothing")
     assert "secret" not in str(error.value)
-    with pytest.raises(ValueError, match=r"^the address of the database: invalid percent") as error:
+    with pytest.raises(OSError, match=r"^the address of the database: invalid percent") as error:
         Index.open("postgresql://someone:secret@%zz")
     assert "secret" not in str(error.value)

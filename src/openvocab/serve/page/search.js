@@ -3,6 +3,7 @@
 import { ask, clock, filesOf, make, percent, pictureOf } from "./api.js";
 
 const PAGE = 40;
+const MOST = 1000; // hits of an answer
 const at = (id) => document.getElementById(id);
 let terms = []; // {text | image | row, thumbnail?, weight}
 let hits = [];
@@ -21,7 +22,7 @@ export function start(askAbout) {
     event.target.value = "";
   });
   at("filters").addEventListener("change", () => look());
-  at("more").addEventListener("click", () => look(hits.length + PAGE));
+  at("more").addEventListener("click", () => look(Math.min(hits.length + PAGE, MOST)));
   at("hits").addEventListener("keydown", walk);
   at("shown-close").addEventListener("click", () => at("shown").close());
   at("shown").addEventListener("close", () => at("stage").replaceChildren());
@@ -145,7 +146,7 @@ function showTerms() {
 
 function showHits(k = 0) {
   at("hits").replaceChildren(...hits.map((hit, number) => card(hit, number)));
-  at("more").hidden = hits.length === 0 || hits.length < k;
+  at("more").hidden = hits.length === 0 || hits.length < k || hits.length >= MOST;
 }
 
 function card(hit, number) {
