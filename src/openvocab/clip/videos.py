@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from openvocab import storage
@@ -14,7 +15,8 @@ from openvocab.clip.frames import Features, FrameFeatures, Look, Videos, frame_f
 from openvocab.clip.saved import CLIPSystemModel
 from openvocab.clip.weights import digests
 from openvocab.config import to_dict
-from openvocab.data.clips import ClipSource, video_files
+from openvocab.data.clips import ClipsConfig, ClipSource, open_clips, video_files
+from openvocab.shapes import Batch
 from openvocab.train import distributed
 
 
@@ -82,3 +84,19 @@ def begin_looking(model: VideoModel, clips: ClipSource, how: Literal["features",
     if first:
         distributed.barrier(group)
     return look
+
+
+def noise_clips(model: VideoModel, rows: int) -> Batch:
+    """Clips of noise, of different lengths, each with a text."""
+    most, side = model.config.sampling.most, model.config.image.image_size
+    text = model.config.clip.text
+    tokens = torch.randint(1, text.vocabulary_size - 2, (rows, text.context_length))
+    tokens[:, -1] = text.vocabulary_size - 1
+    shown = torch.arange(most) < 1 + torch.arange(rows)[:, None] % most
+    images = torch.randn(rows, most, 3, side, side) * shown[:, :, None, None, None]
+    return {"images": images, "shown": shown, "tokens": tokens}
+
+
+def open_test(source: str) -> ClipSource:
+    """What a model of videos is measured on: a clip list, or `scenes:COUNT:STREAM`."""
+    return open_clips(ClipsConfig(source=source))

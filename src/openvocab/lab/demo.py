@@ -6,7 +6,7 @@ model must put them together from their words.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Demo:
     report: Path
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"report": str(self.report)}
+        return asdict(self) | {"report": str(self.report)}
 
     def __str__(self) -> str:
         low, high = self.held_out_interval
@@ -161,7 +161,7 @@ def encode_pictures(clip: CLIP, pictures: UInt8[np.ndarray, "image 3 height widt
 
 def _write(demo: Demo, run: Path, held_out: Examined, pairs: Retrieved) -> None:
     rows = [row for row in log.read(run / "log.jsonl") if "loss" in row]
-    batch = loading.describe(run / "model")
+    model = loading.describe(run / "model")
     predicted = held_out.scores.argmax(1)
     order = np.random.default_rng(0).permutation(len(predicted))[:24]
     notes = []
@@ -173,7 +173,7 @@ def _write(demo: Demo, run: Path, held_out: Examined, pairs: Retrieved) -> None:
     confusion = confusion_matrix(predicted, held_out.labels, len(CLASSES)).numpy()[unseen] / PER_CLASS
     shown = pairs.similarity[:48, :48]
     mistakes = _mistakes(confusion, unseen)
-    last, ignorant = rows[-1]["step"], math.log(_batch_size(run))
+    last, ignorant = rows[-1]["step"], math.log(storage.read_json(run / "facts.json")["batch_size"])
     sections = [
         report.Section(
             "What it learned",
@@ -220,7 +220,7 @@ def _write(demo: Demo, run: Path, held_out: Examined, pairs: Retrieved) -> None:
             report.heat(confusion, "true held-out pair against answer") + mistakes,
         ),
     ]
-    lead = f"openvocab demo, model {batch['name']} {batch['fingerprint']}, test seed {TEST_SEED}"
+    lead = f"openvocab demo, model {model['name']} {model['fingerprint']}, test seed {TEST_SEED}"
     report.write(demo.report, "A CLIP from scratch, in minutes", lead, sections)
 
 
@@ -230,7 +230,3 @@ def _mistakes(confusion: Float[np.ndarray, "row col"], rows: np.ndarray) -> str:
     worst = np.dstack(np.unravel_index(np.argsort(-wrong, axis=None)[:6], wrong.shape))[0]
     lines = [(CLASSES[rows[r]], CLASSES[c], float(wrong[r, c])) for r, c in worst if wrong[r, c] > 0]
     return report.table(("truth", "answer", "share"), lines) if lines else "<p>No mistakes.</p>"
-
-
-def _batch_size(run: Path) -> int:
-    return storage.read_json(run / "facts.json")["batch_size"]

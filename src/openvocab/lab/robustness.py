@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from openvocab.clip.measure import Measured, zero_shot
 from openvocab.clip.model import CLIP
 from openvocab.data.decode import to_rgb
-from openvocab.data.source import Pairs, image_id
+from openvocab.data.source import Pairs, Part, image_id
 from openvocab.metrics.compare import paired_bootstrap
 
 
@@ -48,28 +48,16 @@ CHANGES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 """A picture and a seed to the changed picture; the seed is the picture's own."""
 
 
-class Changed(Pairs):
+class Changed(Part):
     """The same pairs with every picture changed."""
 
     def __init__(self, pairs: Pairs, change: str) -> None:
-        self.pairs, self.change = pairs, CHANGES[change]
-        self.source, self.classnames, self.excluded = f"{pairs.source}, {change}", pairs.classnames, pairs.excluded
-        self.fingerprint = f"{pairs.fingerprint}-{change}"
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def key(self, index: int) -> str:
-        return self.pairs.key(index)
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        return self.pairs.captions(index)
-
-    def label(self, index: int) -> int | None:
-        return self.pairs.label(index)
+        super().__init__(pairs, range(len(pairs)))
+        self.change, self.excluded = CHANGES[change], pairs.excluded
+        self.source, self.fingerprint = f"{pairs.source}, {change}", f"{pairs.fingerprint}-{change}"
 
     def image(self, index: int) -> Image.Image:
-        return self.change(to_rgb(self.pairs.image(index)), image_id(self.key(index)))
+        return self.change(to_rgb(super().image(index)), image_id(self.key(index)))
 
 
 def measure_robustness(clip: CLIP, pairs: Pairs, templates: tuple[str, ...]) -> tuple[Measured, dict[str, Any]]:

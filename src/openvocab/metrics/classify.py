@@ -29,10 +29,7 @@ def top_k_accuracy(scores: Scores, labels: Labels, k: int = 1) -> float:
 
 def mean_per_class_recall(scores: Scores, labels: Labels) -> float:
     """Top-1 accuracy of each class that occurs, averaged over these classes; ties as in `top_k_accuracy`."""
-    _check(labels, scores.shape[1])
-    own = scores.gather(1, labels.unsqueeze(1))
-    above, tied = (scores > own).sum(dim=1), (scores == own).sum(dim=1)
-    correct = ((above == 0) / tied).double()
+    correct = top_k_credits(scores, labels)
     counts = torch.bincount(labels, minlength=scores.shape[1])
     sums = torch.zeros(scores.shape[1], dtype=torch.float64, device=labels.device).index_add_(0, labels, correct)
     present = counts > 0
@@ -87,11 +84,14 @@ def roc_auc(scores: Float[Tensor, " row"], positive: Bool[Tensor, " row"]) -> fl
     num_negative = len(positive) - num_positive
     if not num_positive or not num_negative:
         raise ValueError("ROC AUC needs positive and negative rows")
-    _, groups, counts = scores.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0)
-    mean_ranks = ends.double() - (counts.double() - 1) / 2
-    rank_sum = mean_ranks[groups][positive].sum().item()
+    rank_sum = mean_ranks(scores)[positive].sum().item()
     return (rank_sum - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def mean_ranks(values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """The place of each value from the lowest, 1, to the highest; equal ones share their mean place."""
+    _, groups, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0).double() - (counts.double() - 1) / 2)[groups]
 
 
 def _precision_recall(

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from openvocab.metrics.classify import mean_ranks
+
 DepthM = Float[Tensor, "height width"]
 
 
@@ -75,14 +77,9 @@ def depth_errors(
 
 def spearman(first: Float[Tensor, " row"], second: Float[Tensor, " row"]) -> Float[Tensor, ""]:
     """The correlation of ranks, ties sharing their mean rank; 0 where either is constant."""
-    ranks = torch.stack([_ranks(first), _ranks(second)])
+    ranks = torch.stack([mean_ranks(first), mean_ranks(second)])
     ranks = ranks - ranks.mean(1, keepdim=True)
     return (ranks[0] * ranks[1]).sum() / ranks.norm(dim=1).prod().clamp_min(1e-12)
-
-
-def _ranks(values: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
-    _, rows, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2)[rows].double()
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ def average_precision(truth: Json, found: Sequence[Json], kind: Literal["bbox", 
     from faster_coco_eval import COCO, COCOeval_faster
 
     names = {category["id"]: category["name"] for category in truth["categories"]}
-    nothing = {name: 0.0 if _has(truth, number) else float("nan") for number, name in names.items()}
+    there = {each["category_id"] for each in truth["annotations"]}
+    nothing = {name: 0.0 if number in there else float("nan") for number, name in names.items()}
     if not found:
         return AveragePrecision(nothing, dict(nothing), (0.0, 0.0, 0.0))
     kept = {**truth, "annotations": [dict(each) for each in truth["annotations"]]}  # what it is given it writes into
@@ -88,10 +89,6 @@ def proposal_recall(
     """Share of objects that one of the first `k` proposals of their picture overlaps."""
     hit = [(box_iou(of[:k], true) >= overlap).any(0) for of, true in zip(boxes, wanted) if len(of) and len(true)]
     return sum(int(rows.sum()) for rows in hit) / max(1, sum(map(len, wanted)))
-
-
-def _has(truth: Json, category: int) -> bool:
-    return any(each["category_id"] == category for each in truth["annotations"])
 
 
 def _mean(values: dict[str, float]) -> float:

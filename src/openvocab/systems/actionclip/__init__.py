@@ -35,7 +35,7 @@ from openvocab.clip.model import CLIP
 from openvocab.clip.objectives import contrastive_loss, equal_label_loss
 from openvocab.clip.templates import fill
 from openvocab.clip.templates import templates as read_templates
-from openvocab.clip.videos import begin_looking
+from openvocab.clip.videos import begin_looking, noise_clips, open_test
 from openvocab.data.clips import ClipsConfig, ClipSource, Sampling, Wrapped, open_clips
 from openvocab.metrics.calibration import reliability
 from openvocab.metrics.classify import mean_per_class_recall, top_k_accuracy, top_k_credits
@@ -86,13 +86,7 @@ OBJECTIVES = {"kl": loss, "cross-entropy": one_positive}
 
 def example(model: ActionCLIP, rows: int) -> Batch:
     """Clips of noise, of different lengths, two of each label."""
-    config, most = model.config, model.config.sampling.most
-    side, text = config.image.image_size, config.clip.text
-    tokens = torch.randint(1, text.vocabulary_size - 2, (rows, text.context_length))
-    tokens[:, -1] = text.vocabulary_size - 1
-    shown = torch.arange(most) < 1 + torch.arange(rows)[:, None] % most
-    images = torch.randn(rows, most, 3, side, side) * shown[:, :, None, None, None]
-    return {"images": images, "shown": shown, "tokens": tokens, "labels": torch.arange(rows) // 2}
+    return noise_clips(model, rows) | {"labels": torch.arange(rows) // 2}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,11 +217,6 @@ def evaluate(
         figures["top5"] = top_k_accuracy(found, truth, 5)
     figures |= {"ece": reliability(found, truth).ece, "clips": float(len(truth)), "broken": float(seen[0].broken)}
     return figures | {f"recall/{labels[row]}": right[truth == row].mean().item() for row in truth.unique().tolist()}
-
-
-def open_test(source: str) -> ClipSource:
-    """A clip list, or generated clips."""
-    return open_clips(ClipsConfig(source=source))
 
 
 def load(path: Path | str, clip: CLIP | None = None) -> ActionCLIP:

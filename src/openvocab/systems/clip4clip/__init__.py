@@ -33,7 +33,7 @@ from openvocab.clip.frames import clip_batches
 from openvocab.clip.learning import hold_scale, reached
 from openvocab.clip.model import CLIP
 from openvocab.clip.objectives import contrastive_loss
-from openvocab.clip.videos import begin_looking
+from openvocab.clip.videos import begin_looking, noise_clips, open_test
 from openvocab.data.clips import ClipsConfig, ClipSource, Sampling, open_clips
 from openvocab.metrics.retrieve import score_ranks, summarize_ranks
 from openvocab.shapes import Batch, Ids, Scalar
@@ -93,14 +93,8 @@ def scores_loss(scores: Float[Tensor, "row row"], right: Bool[Tensor, "row row"]
 
 def example(model: CLIP4Clip, rows: int) -> Batch:
     """Clips of noise, of different lengths."""
-    config, most = model.config, model.config.sampling.most
-    side, text = config.image.image_size, config.clip.text
-    tokens = torch.randint(1, text.vocabulary_size - 2, (rows, text.context_length))
-    tokens[:, -1] = text.vocabulary_size - 1
-    shown = torch.arange(most) < 1 + torch.arange(rows)[:, None] % most
-    images = torch.randn(rows, most, 3, side, side) * shown[:, :, None, None, None]
     ids = torch.arange(rows)
-    return {"images": images, "shown": shown, "tokens": tokens, "image_ids": ids, "text_ids": ids}
+    return noise_clips(model, rows) | {"image_ids": ids, "text_ids": ids}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,11 +174,6 @@ def evaluate(model: CLIP4Clip, data: ClipSource) -> dict[str, float]:
     figures |= {f"{way}_mean_rank": of.double().mean().item() for way, of in zip(("t2v", "v2t"), ranks)}
     counts = {"clips": len(found.rows), "texts": len(said), "broken": len(found.failures)}
     return figures | {name: float(count) for name, count in counts.items()}
-
-
-def open_test(source: str) -> ClipSource:
-    """A clip list, or `scenes:COUNT:STREAM`."""
-    return open_clips(ClipsConfig(source=source))
 
 
 def load(path: Path | str, clip: CLIP | None = None) -> CLIP4Clip:
