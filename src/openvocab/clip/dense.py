@@ -18,6 +18,7 @@ from openvocab.clip.preprocess import PreprocessConfig, normalize_one
 from openvocab.data.annotated import NOTHING, Annotated
 from openvocab.metrics.segment import IGNORED, foreground_iou, generalised, pixel_accuracy, pixel_counts
 from openvocab.progress import track
+from openvocab.shapes import Batch
 
 TINY_CLIP = CLIPConfig(
     image=ViTConfig(image_size=32, patch_size=8, dim=32, layers=2, heads=2, mlp_dim=64),
@@ -79,6 +80,12 @@ def run_lengths(mask: Bool[np.ndarray, "height width"]) -> list[int]:
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.array([0, *edges.tolist(), len(flat)])).tolist()
     return [0, *runs] if flat[0] else runs
+
+
+def noise_pictures(model: Any, rows: int) -> Batch:
+    """Pictures of noise for a system around a CLIP."""
+    size = model.clip.config.image.image_size
+    return {"images": torch.randn(rows, 3, size, size)}
 
 
 def dense_pixels(

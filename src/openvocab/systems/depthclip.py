@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from openvocab.clip.architectures import architecture
-from openvocab.clip.dense import TINY_CLIP, dense_pixels
+from openvocab.clip.dense import TINY_CLIP, dense_pixels, noise_pictures
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
 from openvocab.clip.preprocess import PreprocessConfig
@@ -190,12 +190,6 @@ def evaluate(model: DepthCLIP, data: Depths, protocol: Protocol = EVERYWHERE) ->
     return {name: values.mean().item() for name, values in errors(model, data, protocol).items()}
 
 
-def example(model: DepthCLIP, rows: int) -> Batch:
-    """Pictures of noise."""
-    size = model.clip.config.image.image_size
-    return {"images": torch.randn(rows, 3, size, size)}
-
-
 SYSTEM = System(
     name="depthclip",
     title="DepthCLIP",
@@ -205,7 +199,7 @@ SYSTEM = System(
     embed=embed,
     evaluate=evaluate,
     open=open_depths,
-    example=example,
+    example=noise_pictures,
     load=DepthCLIP.load,
     parameters={"paper": 102_007_137},
 )

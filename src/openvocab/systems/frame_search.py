@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from openvocab.clip.dense import TINY_CLIP
+from openvocab.clip.dense import TINY_CLIP, noise_pictures
 from openvocab.clip.encoder import as_encoder
 from openvocab.clip.model import CLIP
 from openvocab.clip.moments import ALIKE, Box, merge, tile_boxes, video_rows
@@ -196,12 +196,6 @@ def open_moments(source: str) -> ClipFiles:
     return ClipFiles(path.name, clips)
 
 
-def example(model: FrameSearch, rows: int) -> Batch:
-    """Frames of noise."""
-    size = model.clip.config.image.image_size
-    return {"images": torch.randn(rows, 3, size, size)}
-
-
 SYSTEM = System(
     name="frame_search",
     title="Frame search (clifs)",
@@ -211,5 +205,5 @@ SYSTEM = System(
     embed=embed,
     evaluate=evaluate,
     open=open_moments,
-    example=example,
+    example=noise_pictures,
 )

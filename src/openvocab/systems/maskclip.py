@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openvocab.blocks.vit import ViTConfig
-from openvocab.clip.dense import TINY_CLIP, Segmentation, dense_pixels, measure_segmentation, segmented
+from openvocab.clip.dense import TINY_CLIP, Segmentation, dense_pixels, measure_segmentation, noise_pictures, segmented
 from openvocab.clip.engine import evaluating
 from openvocab.clip.model import CLIP
 from openvocab.clip.values import Dense, dense_values
@@ -128,12 +128,6 @@ def evaluate(model: MaskCLIP, data: Annotated, novel: tuple[str, ...] = ()) -> d
     return measure_segmentation(lambda image: model.segment(image, words), data, novel, background_given=True)
 
 
-def example(model: MaskCLIP, rows: int) -> Batch:
-    """Pictures of noise."""
-    size = model.clip.config.image.image_size
-    return {"images": torch.randn(rows, 3, size, size)}
-
-
 SYSTEM = System(
     name="maskclip",
     title="MaskCLIP",
@@ -143,5 +137,5 @@ SYSTEM = System(
     embed=embed,
     evaluate=evaluate,
     open=open_source,
-    example=example,
+    example=noise_pictures,
 )

@@ -91,8 +91,3 @@ def swap_roles(events: Events) -> Events:
     for values in swapped.values():
         values[:, [0, 1]] = values[:, [1, 0]]
     return Events(dataclasses.replace(events.scenes, **swapped), events.verb)
-
-
-def with_verb(events: Events, verb: Int[np.ndarray, " scene"]) -> Events:
-    """The events' words with other verbs, for negative texts; the pictures are left as they are."""
-    return Events(events.scenes, verb)
