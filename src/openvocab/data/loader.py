@@ -5,14 +5,14 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64, UInt64
+from jaxtyping import Bool, Int, Int64
 from PIL import Image
 from torch import Tensor
 
 from openvocab.data.augment import Transform
 from openvocab.data.batches import Batches, Fetched, readable
 from openvocab.data.memory import InMemory
-from openvocab.data.order import Order, Rows, draws
+from openvocab.data.order import Order, Rows, draw_below, draws
 from openvocab.data.source import Pairs, image_id, text_id
 from openvocab.shapes import Batch
 from openvocab.world.chance import mix
@@ -103,8 +103,7 @@ class _FromMemory:
         self.most_excluded = int(self.counts.max()) * same  # captions that one picture of a batch can rule out
 
     def __call__(self, rows: Rows, permutation: Int64[np.ndarray, " sample"]) -> Fetched:
-        chosen = _choose(rows.keys, self.counts[rows.indices])
-        texts = self.pairs.text_rows[self.pairs.first[rows.indices] + chosen]
+        texts = self.pairs.drawn(rows.indices, rows.keys)
         pixels = torch.from_numpy(self.pairs.pixels[rows.indices])
         batch = {
             "images": self.transform.batch(pixels, mix(rows.keys)),
@@ -144,7 +143,7 @@ class _FromFiles:
         for place, key, pixel_key in zip(rows.places, rows.keys, keys):
             index, (image, captions) = readable(self._read, self.pairs.key, int(place), permutation, broken)
             pixels.append(self.transform.picture(image, np.random.Generator(np.random.Philox(key=int(pixel_key)))))
-            texts.append(captions[int(_choose(key[None], np.asarray([len(captions)]))[0])])
+            texts.append(captions[int(draw_below(key[None], np.asarray([len(captions)]))[0])])
             ids.append(image_id(self.pairs.key(index)))
             text_ids.append(_caption_id(self.pairs, index, texts[-1], self.by_class))
         tokens, truncated = tokenize_all(self.tokenize, texts)
@@ -192,8 +191,3 @@ def _caption_id(pairs: Pairs, index: int, text: str, by_class: bool) -> int:
     if label is None:
         return text_id(text)
     return text_id(f"class {pairs.classnames[label] if pairs.classnames else label}")
-
-
-def _choose(keys: UInt64[np.ndarray, " row"], counts: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
-    """Which of its captions each row shows."""
-    return (draws(keys, 1)[:, 0] % counts.astype(np.uint64)).astype(np.int64)

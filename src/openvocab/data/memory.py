@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, UInt8, UInt64
 from PIL import Image
 
 from openvocab.data.augment import square
+from openvocab.data.order import draw_below
 from openvocab.data.source import Pairs, image_id
 from openvocab.progress import track
 from openvocab.storage import fingerprint
@@ -61,6 +62,13 @@ class InMemory(Pairs):
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(np.ascontiguousarray(self.pixels[index].transpose(1, 2, 0)))
+
+    def drawn(
+        self, indices: Int64[np.ndarray, " sample"], keys: UInt64[np.ndarray, " sample"]
+    ) -> Int64[np.ndarray, " sample"]:
+        """A caption of each of these samples, drawn by its key, as rows of `texts`."""
+        counts = self.first[indices + 1] - self.first[indices]
+        return self.text_rows[self.first[indices] + draw_below(keys, counts)]
 
     def chosen(self, rows: list[int]) -> "InMemory":
         """The samples of these rows."""

@@ -34,6 +34,11 @@ def uniforms(keys: UInt64[np.ndarray, " row"], num: int, first: int = 0) -> Floa
     return (draws(keys, num, first) >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
 
 
+def draw_below(keys: UInt64[np.ndarray, " row"], counts: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+    """A whole number of each key, from 0 to below its count."""
+    return (draws(keys, 1)[:, 0] % counts.astype(np.uint64)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class Rows:
     """The samples of one step on one rank: their indices, their keys, and their places in the epoch's order."""

@@ -84,14 +84,12 @@ class Captioned:
 
     def __init__(self, pairs: InMemory, codes: np.ndarray, tokenizer: CaptionTokenizer, length: int, data: DALLEData):
         self.pairs, self.codes, self.tokenizer, self.length, self.data = pairs, codes, tokenizer, length, data
-        self.counts = np.diff(pairs.first)
 
     def __call__(self, rows: Rows, permutation: Int64[np.ndarray, " sample"]) -> Fetched:
-        keys = draws(rows.keys, 2)
-        chosen = (keys[:, 0] % self.counts[rows.indices].astype(np.uint64)).astype(np.int64)
+        keys = draws(rows.keys, 2)[:, 1]
         silent = uniforms(rows.keys, 1, first=2)[:, 0] < self.data.null_captions
-        texts = [self.pairs.texts[row] for row in self.pairs.text_rows[self.pairs.first[rows.indices] + chosen]]
-        bodies = [None if mute else self._read(text, int(key)) for text, key, mute in zip(texts, keys[:, 1], silent)]
+        texts = [self.pairs.texts[row] for row in self.pairs.drawn(rows.indices, rows.keys)]
+        bodies = [None if mute else self._read(text, int(key)) for text, key, mute in zip(texts, keys, silent)]
         truncated = sum(len(body or ()) > self.length - 2 for body in bodies)
         codes = torch.from_numpy(self.codes[rows.indices])
         return Fetched({"tokens": rows_of(bodies, self.tokenizer, self.length), "codes": codes}, {}, truncated)

@@ -33,10 +33,10 @@ from openvocab.clip.dense import TINY_CLIP
 from openvocab.clip.learning import DataConfig, shared_batches
 from openvocab.clip.model import CLIP, CLIPConfig
 from openvocab.clip.weights import fingerprint
-from openvocab.data.batches import Batches, Fetched
+from openvocab.data.batches import Fetched
 from openvocab.data.loader import tokenize_all, trimmed
 from openvocab.data.memory import InMemory
-from openvocab.data.order import Rows, draws
+from openvocab.data.order import Rows
 from openvocab.data.source import Pairs, PairsConfig
 from openvocab.metrics.retrieve import score_ranks, summarize_ranks
 from openvocab.progress import track
@@ -194,15 +194,15 @@ def prepare(
         texts = torch.cat([model.read(rows).embed for rows in first.split(_AT_ONCE)])
         model.prior.fit(embeds, texts)
         model.decoder.scaler.fit(embeds, "each")
-    batches = partial(_batches, pairs, embeds, captions, seed=seed)
+    samples, batches = partial(_Samples, pairs, embeds, captions), partial(shared_batches, data=pairs, seed=seed)
     prior = recipe.stage(
         name="prior",
-        data=batches(data.prior_batch_size, images=False),
+        data=batches(samples(images=False), batch_size=data.prior_batch_size),
         loss=prior_loss,
         config=replace(recipe.fit, steps=data.prior_steps),
         groups=(GroupConfig(prefixes=("prior.",)),),
     )
-    shown = batches(data.pairs.batch_size, images=True)
+    shown = batches(samples(images=True), batch_size=data.pairs.batch_size)
     decoder = recipe.stage(name="decoder", data=shown, loss=decoder_loss)
     larger = [
         recipe.stage(
@@ -234,10 +234,6 @@ def embedded(model: UnCLIP, pairs: InMemory) -> Embeds:
     return torch.load(path, weights_only=True)
 
 
-def _batches(pairs: InMemory, embeds: Embeds, captions: Tensor, size: int, *, images: bool, seed: int) -> Batches:
-    return shared_batches(_Samples(pairs, embeds, captions, images), pairs, batch_size=size, seed=seed)
-
-
 @dataclass(frozen=True)
 class _Samples:
     """Pictures with their embedding and one of their captions."""
@@ -248,10 +244,7 @@ class _Samples:
     images: bool
 
     def __call__(self, rows: Rows, permutation: Any) -> Fetched:
-        first = self.pairs.first
-        counts = first[rows.indices + 1] - first[rows.indices]
-        chosen = (draws(rows.keys, 1)[:, 0] % counts.astype("uint64")).astype("int64")
-        texts = torch.from_numpy(self.pairs.text_rows[first[rows.indices] + chosen])
+        texts = torch.from_numpy(self.pairs.drawn(rows.indices, rows.keys))
         batch = {"embeds": self.embeds[torch.from_numpy(rows.indices)], "tokens": self.captions[texts]}
         if self.images:
             batch["images"] = torch.from_numpy(self.pairs.pixels[rows.indices][:, :3]).float() / 127.5 - 1
