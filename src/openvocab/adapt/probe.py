@@ -93,8 +93,6 @@ def search_probe(
     labels: Labels,
     validation: tuple[Float[Tensor, "check dim"], Int[Tensor, " check"]],
     num_labels: int,
-    *,
-    prior: Weights | None = None,
 ) -> LinearProbe:
     """The probe whose C is best on the validation rows; of equal ones the smallest C, which trusts the labels least.
 
@@ -108,9 +106,7 @@ def search_probe(
             return
         nearest = min(found, key=lambda other: abs(other - exponent), default=None)
         start = None if nearest is None else found[nearest][1]
-        probe = fit_probe(
-            features, labels, num_labels, 10.0**exponent, prior=prior, start=start, tolerance=SEARCH_TOLERANCE
-        )
+        probe = fit_probe(features, labels, num_labels, 10.0**exponent, start=start, tolerance=SEARCH_TOLERANCE)
         found[exponent] = top_k_accuracy(probe(validation[0].double()), validation[1]), probe
 
     def best() -> float:
@@ -125,4 +121,4 @@ def search_probe(
         measure(peak - step)
         measure(peak + step)
     chosen = found[best()][1]
-    return fit_probe(features, labels, num_labels, chosen.c, prior=prior, start=chosen)
+    return fit_probe(features, labels, num_labels, chosen.c, start=chosen)

@@ -119,18 +119,18 @@ def intervals(measured: Measured) -> dict[str, list[float]]:
     }
 
 
-def linear_probe(clip: CLIP, train: Pairs, test: Pairs, seed: int = 0) -> Measured:
+def linear_probe(clip: CLIP, train: Pairs, test: Pairs) -> Measured:
     """Logistic regression on what the tower pools before its projection (Radford et al. 2021, appendix A.3).
 
     A fifth of the training pictures of each class chooses C; the probe is then fitted on all of them and asked once.
     """
     fit, asked = (embed_labelled(clip, pairs, projected=False) for pairs in (train, test))
-    return probe_features(fit, asked, len(test.classnames), seed)
+    return probe_features(fit, asked, len(test.classnames))
 
 
-def probe_features(fit: Labelled, asked: Labelled, num_labels: int, seed: int = 0) -> Measured:
+def probe_features(fit: Labelled, asked: Labelled, num_labels: int) -> Measured:
     """The same on features of any model."""
-    order = torch.randperm(len(fit.labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(fit.labels), generator=torch.Generator().manual_seed(0))
     features, labels = fit.features[order], fit.labels[order]
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

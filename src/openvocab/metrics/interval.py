@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_RESAMPLES = 1000
+
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion p = successes / trials = s / n, z the normal quantile:
@@ -49,17 +51,13 @@ def binomial_tail(successes: int, trials: int, p: float) -> float:
 def bootstrap(
     values: Float[Tensor, "row ..."],
     statistic: Callable[[Float[Tensor, "row ..."]], float] = lambda values: values.double().mean().item(),
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of rows drawn with replacement (Efron 1979); of the mean by default."""
+    """Percentile interval, 95 %, of a statistic of rows drawn with replacement (Efron 1979); of the mean by default."""
     if not len(values):
         raise ValueError("no rows to resample")
-    tail = (1 - _checked(confidence)) / 2
-    rng = torch.Generator().manual_seed(seed)
-    drawn = [statistic(values[torch.randint(len(values), (len(values),), generator=rng)]) for _ in range(resamples)]
+    tail = (1 - 0.95) / 2
+    rng = torch.Generator().manual_seed(0)
+    drawn = [statistic(values[torch.randint(len(values), (len(values),), generator=rng)]) for _ in range(_RESAMPLES)]
     low, high = torch.tensor(drawn, dtype=torch.float64).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
     return low.item(), high.item()
 

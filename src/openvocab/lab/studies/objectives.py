@@ -139,12 +139,10 @@ def joint_writes(seed: int) -> Figures:
     return {"true_loss": alone["true"] - joint["true"], "full_loss": alone["full"] - joint["full"]} | joint
 
 
-def gain(
-    than: tuple[str, ...], seed: int, base: tuple[str, ...] = (), change: Callable[[Any, Stage], Stage] | None = None
-) -> Figures:
+def gain(than: tuple[str, ...], seed: int, change: Callable[[Any, Stage], Stage] | None = None) -> Figures:
     """What settings, or a change to the model, add to the zero-shot accuracy of a short contrastive run."""
     plain = Arm(settings=(*_BASE, f"fit.steps={SHORT}"))
-    before = learnt(plain.but(*base), seed)[1][-1]
+    before = learnt(plain, seed)[1][-1]
     after = learnt(plain.but(*than), seed, change)[1][-1]
     return {"gain": after["seen"] - before["seen"], "before": before["seen"], "after": after["seen"]}
 

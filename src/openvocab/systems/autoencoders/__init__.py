@@ -179,18 +179,16 @@ def prepare(
         ValueError: a second stage without a trained model, on a VAE, or told classes that the pictures do not have.
     """
     config, data, seed = recipe.model, recipe.data, recipe.fit.seed
-    if config.second is not None and not (isinstance(init, Autoencoder) and init.is_grid):
-        raise ValueError("autoencoders: a second stage learns the codes of a trained dVAE or VQGAN: give --init MODEL")
-    if config.second is not None and isinstance(init, Autoencoder):
+    second = config.second
+    if second is not None:
+        if not (isinstance(init, Autoencoder) and init.is_grid):
+            raise ValueError(
+                "autoencoders: a second stage learns the codes of a trained dVAE or VQGAN: give --init MODEL"
+            )
         side = init.config.image_size // init.network.stride
-        config = replace(init.config, second=replace(config.second, rows=side, cols=side))
+        config = replace(init.config, second=replace(second, rows=side, cols=side))
     pairs = learning.open_data(data, config.image_size, seed)
-    if (
-        config.second is not None
-        and config.second.given == "class"
-        and len(pairs.classnames) > config.second.num_classes
-    ):
-        few = config.second.num_classes
+    if second is not None and second.given == "class" and len(pairs.classnames) > (few := second.num_classes):
         raise ValueError(f"{pairs.source}: {len(pairs.classnames)} classes, model.second.num_classes is {few}")
     torch.manual_seed(seed)
     model = build(config, init if isinstance(init, CLIP) else None)
