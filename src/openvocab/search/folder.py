@@ -40,7 +40,7 @@ class FolderStore(Store):
 
     Raises:
         ValueError: there is none.
-        OSError: it is not one, or damaged.
+        OSError: it is not one, or damaged, or a build was cut off and nothing can be written.
     """
 
     column = "slot"
@@ -51,9 +51,12 @@ class FolderStore(Store):
         if about is None and not path.is_file():
             raise ValueError(f"{folder}: holds no index (openvocab index SRC --out {folder} makes one)")
         folder.mkdir(parents=True, exist_ok=True)
-        # Where nothing can be written, not even the files beside which SQLite keeps its locks, nothing changes.
-        fixed = "" if os.access(folder, os.W_OK) else "?immutable=1"
-        at = path.absolute().as_uri() + fixed
+        at = path.absolute().as_uri()
+        if not (os.access(folder, os.W_OK) or path.with_name("index.sqlite-shm").exists()):
+            # Nobody else has it open, and SQLite cannot make the file through which it would hear of somebody.
+            if any(log.stat().st_size for log in folder.glob("index.sqlite-wal")):
+                raise OSError(f"{folder}: a build was cut off, and nothing can be written; open it once where it can")
+            at += "?immutable=1"
         with self._plainly():
             self._db = sqlite3.connect(at, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
         self._snapshot: _Snapshot | None = None

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import shutil
@@ -232,6 +233,18 @@ def test_a_folder_that_nobody_may_write_to_is_read(folder, tmp_path, monkeypatch
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert len(paths(tmp_path / "index")) == 7
     assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.sqlite", "vectors", "writer.lock"}
+
+
+def test_who_may_not_write_reads_what_a_writer_commits(folder, tmp_path, monkeypatch):
+    build(tmp_path / "index", folder, Colours())
+    with contextlib.closing(Index.open(tmp_path / "index")):  # so that what is committed stays beside the tables
+        write_picture(folder / "new.png", 200)
+        build(tmp_path / "index", folder, Colours())
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        assert len(paths(tmp_path / "index")) == 8
+        shutil.copytree(tmp_path / "index", tmp_path / "copy", ignore=shutil.ignore_patterns("*-shm"))
+    with pytest.raises(OSError, match="a build was cut off, and nothing can be written"):
+        Index.open(tmp_path / "copy")
 
 
 def test_exif_says_when_and_which_way_up(folder, out):
