@@ -104,12 +104,13 @@ class Index:
 
     def digest(self) -> str:
         """Names all that is held: equal for equal files, facts and vectors, in whatever order they came."""
-        total = hashlib.sha256()
+        held = []
         for *facts, rows in self.store.contents():
-            total.update(repr((facts, [shown for _, *shown in rows])).encode())
+            one = hashlib.sha256(repr((facts, [shown for _, *shown in rows])).encode())
             if rows:
-                total.update(self.vectors([row for row, *_ in rows]).numpy().tobytes())
-        return total.hexdigest()
+                one.update(self.vectors([row for row, *_ in rows]).numpy().tobytes())
+            held.append(one.digest())
+        return hashlib.sha256(b"".join(sorted(held))).hexdigest()
 
     def facts(self) -> dict[str, Any]:
         """Counts, sizes and settings."""

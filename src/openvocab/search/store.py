@@ -322,17 +322,17 @@ class Store(ABC):
         """Everything the index holds but its vectors, by path: place, content, and its rows in order."""
         last = (-1, "")
         while page := self.ask(
-            f"""SELECT p.root, p.path, c.digest, c.kind, c.width_px, c.height_px, c.duration_s, p.taken_at, c.failure,
-            c.content FROM places p JOIN contents c ON c.content = p.content
+            f"""SELECT f.folder, p.path, c.digest, c.kind, c.width_px, c.height_px, c.duration_s, p.taken_at, c.failure,
+            c.content, p.root FROM places p JOIN contents c ON c.content = p.content JOIN roots f ON f.root = p.root
             WHERE (p.root, p.path) > (?, ?) ORDER BY p.root, p.path LIMIT {_PAGE}""",
             *last,
         ):
-            for *facts, content in page:
+            for *facts, content, _ in page:
                 rows = self.ask(
                     'SELECT "row", start_s, end_s, tile FROM rows WHERE content = ? ORDER BY start_s, tile', content
                 )
                 yield *facts, rows
-            last = page[-1][:2]
+            last = page[-1][-1], page[-1][1]
 
     # Small facts
 

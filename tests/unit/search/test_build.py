@@ -235,6 +235,14 @@ def test_a_folder_that_nobody_may_write_to_is_read(folder, tmp_path, monkeypatch
     assert {path.name for path in (tmp_path / "index").iterdir()} == {"index.sqlite", "vectors", "writer.lock"}
 
 
+def test_the_digest_does_not_say_which_source_came_first(folder, fresh):
+    one, other, less = fresh(), fresh(), fresh()
+    for out, sources in ((one, "012"), (other, "201"), (less, "01")):
+        for source in sources:
+            build(out, folder / source, Colours())
+    assert Index.open(one).digest() == Index.open(other).digest() != Index.open(less).digest()
+
+
 def test_who_may_not_write_reads_what_a_writer_commits(folder, tmp_path, monkeypatch):
     build(tmp_path / "index", folder, Colours())
     with contextlib.closing(Index.open(tmp_path / "index")):  # so that what is committed stays beside the tables
